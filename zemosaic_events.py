@@ -1,0 +1,200 @@
+"""What a run may say, and how it is stopped.
+
+A pipeline emits events through one callable; a face (command line, desktop program, test) listens. A
+listener that raises is logged and never ends a run. Every run ends with exactly one `RunFinished`.
+"""
+
+from __future__ import annotations
+
+import enum
+import inspect
+import logging
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+from zemosaic_types import LeftOut, RunCancelled
+
+logger = logging.getLogger("ZeMosaicWorker.events")
+
+
+class FinishReason(enum.Enum):
+    """How a run ended."""
+
+    COMPLETE = "complete"
+    WITH_FAILURES = "finished with failures"
+    CANCELLED = "cancelled"
+    ERROR = "error"
+
+
+@dataclass(frozen=True, slots=True)
+class RunStarted:
+    """The run has read its plan."""
+
+    n_frames: int
+    output_folder: str
+
+
+@dataclass(frozen=True, slots=True)
+class PhaseProgress:
+    """`done` of `total` units (frames or tiles) of a phase are finished."""
+
+    phase: str
+    done: int
+    total: int
+    unit: str = "frame"
+
+
+@dataclass(frozen=True, slots=True)
+class FrameLeftOut:
+    """A planned frame will not be in the mosaic."""
+
+    left_out: LeftOut
+
+
+@dataclass(frozen=True, slots=True)
+class TileDone:
+    """A tile is on disk."""
+
+    tile: int
+    n_frames: int
+    worker_pid: int
+
+
+@dataclass(frozen=True, slots=True)
+class TileFailed:
+    """A tile could not be made."""
+
+    tile: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """A sentence for the user; `level` is a name of the logging module."""
+
+    text: str
+    level: str = "INFO"
+
+
+@dataclass(frozen=True, slots=True)
+class RunFinished:
+    """The last event of every run."""
+
+    reason: FinishReason
+    message: str = ""
+
+
+Event = RunStarted | PhaseProgress | FrameLeftOut | TileDone | TileFailed | Message | RunFinished
+Listener = Callable[[Event], None]
+
+
+class Flag(Protocol):
+    """What `CancelToken` needs of a flag: the events of threading and multiprocessing both have it."""
+
+    def is_set(self) -> bool:
+        """Whether the flag is up."""
+
+    def set(self) -> None:
+        """Raise the flag."""
+
+
+class CancelToken:
+    """A request to stop that is looked at between units of work.
+
+    Parameters
+    ----------
+    flag : Flag, optional
+        A ``multiprocessing`` event to share the request between processes; a ``threading`` one by default.
+    """
+
+    def __init__(self, flag: Flag | None = None) -> None:
+        self.flag: Flag = threading.Event() if flag is None else flag
+
+    @property
+    def cancelled(self) -> bool:
+        """Whether the run was asked to stop."""
+        return self.flag.is_set()
+
+    def cancel(self) -> None:
+        """Ask the run to stop; harmless when repeated."""
+        self.flag.set()
+
+    def check(self) -> None:
+        """Raise `RunCancelled` if the run was asked to stop."""
+        if self.cancelled:
+            raise RunCancelled("the run was cancelled")
+
+
+class Emitter:
+    """Hands events to a listener, and survives a listener that raises."""
+
+    def __init__(self, listener: Listener | None = None) -> None:
+        self._listener = listener
+
+    def __call__(self, event: Event) -> None:
+        """Emit one event."""
+        if self._listener is None:
+            return
+        try:
+            self._listener(event)
+        except Exception:  # noqa: BLE001 - foreign code: whatever a listener raises must not end an overnight run
+            logger.exception("a progress listener raised on %r; the run goes on", event)
+
+
+def as_listener(callback: Callable | None) -> Listener | None:
+    """Return a listener for typed events from either form of callback.
+
+    Parameters
+    ----------
+    callback : callable or None
+        A function of one argument receives the events; one of ``(message, progress, level)``, the older
+        shape, receives a sentence, a percentage or None, and a level name.
+
+    Raises
+    ------
+    TypeError
+        If the callback takes neither one nor three positional arguments.
+    """
+    if callback is None:
+        return None
+    if _accepts(callback, 1):
+        return callback
+    if _accepts(callback, 3):
+        return lambda event: _tell_plainly(callback, event)
+    raise TypeError("progress_callback must take one event, or (message, progress, level)")
+
+
+def _accepts(callback: Callable, n_arguments: int) -> bool:
+    try:
+        inspect.signature(callback).bind(*range(n_arguments))
+    except TypeError:
+        return False
+    return True
+
+
+def _tell_plainly(callback: Callable, event: Event) -> None:
+    text, progress, level = describe(event)
+    callback(text, progress, level)
+
+
+def describe(event: Event) -> tuple[str, float | None, str]:
+    """Return an event as ``(sentence, percentage or None, level)``."""
+    match event:
+        case RunStarted(n_frames, folder):
+            return f"{n_frames} frames planned, results go to {folder}", 0.0, "INFO"
+        case PhaseProgress(phase, done, total, unit):
+            return f"{phase}: {done}/{total} {unit}s", 100.0 * done / max(total, 1), "INFO"
+        case FrameLeftOut(left_out):
+            return f"left out {left_out.path}: {left_out.reason}", None, "WARNING"
+        case TileDone(tile, n_frames, _):
+            return f"tile {tile} done, {n_frames} frames", None, "DEBUG"
+        case TileFailed(tile, reason):
+            return f"tile {tile} failed: {reason}", None, "ERROR"
+        case Message(text, level):
+            return text, None, level
+        case RunFinished(reason, message):
+            level = "INFO" if reason is FinishReason.COMPLETE else "WARNING"
+            return f"run {reason.value}" + (f": {message}" if message else ""), 100.0, level
+    raise TypeError(f"not an event: {event!r}")

@@ -1,0 +1,220 @@
+"""The words of ZeMosaic: frozen records and exceptions that cross modules and processes.
+
+Nothing here holds an array, opens a file or knows a library beyond the standard one, so that every other
+module, and every worker process, can import it for free.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+
+class ZeMosaicError(Exception):
+    """Base of every error that ZeMosaic raises with a reason a user can act on."""
+
+
+class ConfigError(ZeMosaicError):
+    """A configuration key or value cannot be used."""
+
+
+class PlanError(ZeMosaicError):
+    """A plan, or the folder it is made from, gives no usable frame."""
+
+
+class FrameError(ZeMosaicError):
+    """One frame cannot be used; the message is the reason that goes into the ledger."""
+
+
+class OutputError(ZeMosaicError):
+    """A product cannot be written."""
+
+
+class RunCancelled(ZeMosaicError):
+    """The user asked the run to stop."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rect:
+    """A half-open rectangle of pixels, rows ``y0:y1`` and columns ``x0:x1``."""
+
+    y0: int
+    y1: int
+    x0: int
+    x1: int
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """``(ny, nx)``, never negative."""
+        return max(0, self.y1 - self.y0), max(0, self.x1 - self.x0)
+
+    @property
+    def empty(self) -> bool:
+        """Whether the rectangle holds no pixel."""
+        return self.y1 <= self.y0 or self.x1 <= self.x0
+
+    @property
+    def slices(self) -> tuple[slice, slice]:
+        """Slices of an array that share the rectangle's origin of coordinates."""
+        return slice(self.y0, self.y1), slice(self.x0, self.x1)
+
+    def intersect(self, other: Rect) -> Rect:
+        """Return the common part, which may be empty."""
+        return Rect(
+            max(self.y0, other.y0), min(self.y1, other.y1), max(self.x0, other.x0), min(self.x1, other.x1)
+        )
+
+    def grown(self, margin: int) -> Rect:
+        """Return the rectangle enlarged by `margin` pixels on every side."""
+        return Rect(self.y0 - margin, self.y1 + margin, self.x0 - margin, self.x1 + margin)
+
+    def shifted(self, dy: int, dx: int) -> Rect:
+        """Return the rectangle moved by whole pixels."""
+        return Rect(self.y0 + dy, self.y1 + dy, self.x0 + dx, self.x1 + dx)
+
+
+@dataclass(frozen=True, slots=True)
+class PlanRow:
+    """One row of ``stack_plan.csv``: a frame the user wants in the mosaic.
+
+    `line` is the line number in the file (1-based, header included); text fields are empty and numbers are
+    ``None`` where the plan says nothing.
+    """
+
+    line: int
+    path: Path
+    exposure_s: float | None = None
+    filter: str = ""
+    batch_id: str = ""
+    mount: str = ""
+    bortle: str = ""
+    telescope: str = ""
+    session_date: str = ""
+    order: int | None = None
+    ra_deg: float | None = None
+    dec_deg: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class LeftOut:
+    """Something the user asked for that is not in the mosaic, and why."""
+
+    path: str
+    reason: str
+    line: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class FrameHeader:
+    """What the header of an exposure says, read without touching its pixels.
+
+    Attributes
+    ----------
+    hdu : int
+        Index of the image HDU.
+    layout : str
+        ``"mono"`` (ny, nx), ``"bayer"`` (ny, nx) behind a colour filter array, ``"chw"`` or ``"hwc"``.
+    shape : tuple of int
+        ``(ny, nx)`` of the image plane.
+    bayer : str
+        Four letters of the 2 x 2 cell as stored (row 0 first), empty unless `layout` is ``"bayer"``.
+    wcs_text : str
+        The header cards that the WCS is built from, empty without a celestial WCS.
+    wcs_path : str
+        File that `wcs_text` came from (the frame or its sidecar).
+    alpha_hdu : int or None
+        Index of an ALPHA extension.
+    saturation : float
+        Value at and above which a pixel is taken as saturated, in the frame's units; inf if unknown.
+    """
+
+    hdu: int
+    layout: str
+    shape: tuple[int, int]
+    bayer: str = ""
+    wcs_text: str = ""
+    wcs_path: str = ""
+    alpha_hdu: int | None = None
+    saturation: float = float("inf")
+    exptime_s: float | None = None
+    date_obs: str = ""
+    filter: str = ""
+    telescope: str = ""
+    instrument: str = ""
+    object_name: str = ""
+    mount: str = ""
+    ra_deg: float | None = None
+    dec_deg: float | None = None
+
+    @property
+    def n_channels(self) -> int:
+        """Number of colour planes the frame gives: 1 or 3."""
+        return 1 if self.layout == "mono" else 3
+
+
+@dataclass(frozen=True, slots=True)
+class FrameRecord:
+    """A frame of the run: where it is and what its header says.
+
+    `frame_id` orders the frames of a run. It depends on the file's place and name only, never on the order of
+    the plan's rows, so that sums of frames are formed in one order whatever the plan looks like.
+    """
+
+    frame_id: str
+    path: str
+    header: FrameHeader
+    exptime_s: float
+    line: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class StackParams:
+    """How the samples of a pixel become one value; see `zemosaic_stack_core`."""
+
+    reject: str = "kappa_sigma"
+    kappa_low: float = 3.0
+    kappa_high: float = 3.0
+    winsor_limits: tuple[float, float] = (0.05, 0.05)
+    spread: str = "auto"
+    max_iterations: int = 5
+    combine: str = "mean"
+
+
+@dataclass(frozen=True, slots=True)
+class FrameSolution:
+    """Photometric coefficients of one frame, one value a channel of the mosaic.
+
+    A sample enters the stack as ``gain * value + offset``; `noise` is the frame's sky noise after that (one
+    standard deviation, mosaic units) and `weight` its relative weight.
+    """
+
+    gain: tuple[float, ...]
+    offset: tuple[float, ...]
+    noise: tuple[float, ...]
+    weight: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class TileFailure:
+    """A tile that is missing from the mosaic, and why."""
+
+    tile: int
+    reason: str
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What a finished run left behind."""
+
+    mosaic_path: Path
+    preview_path: Path
+    n_used: int
+    n_planned: int
+    left_out: tuple[LeftOut, ...] = ()
+    failed_tiles: tuple[TileFailure, ...] = ()
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def complete(self) -> bool:
+        """Whether every planned frame and every tile is in the mosaic."""
+        return not self.left_out and not self.failed_tiles
