@@ -139,7 +139,7 @@ class Emitter:
             return
         try:
             self._listener(event)
-        except Exception:  # noqa: BLE001 - foreign code: whatever a listener raises must not end an overnight run
+        except Exception:
             logger.exception("a progress listener raised on %r; the run goes on", event)
 
 
