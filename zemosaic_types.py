@@ -30,6 +30,10 @@ class OutputError(ZeMosaicError):
     """A product cannot be written."""
 
 
+class ProductExistsError(OutputError):
+    """The output folder already holds a product, and overwriting was not asked for."""
+
+
 class RunCancelled(ZeMosaicError):
     """The user asked the run to stop."""
 
@@ -60,9 +64,7 @@ class Rect:
 
     def intersect(self, other: Rect) -> Rect:
         """Return the common part, which may be empty."""
-        return Rect(
-            max(self.y0, other.y0), min(self.y1, other.y1), max(self.x0, other.x0), min(self.x1, other.x1)
-        )
+        return Rect(max(self.y0, other.y0), min(self.y1, other.y1), max(self.x0, other.x0), min(self.x1, other.x1))
 
     def grown(self, margin: int) -> Rect:
         """Return the rectangle enlarged by `margin` pixels on every side."""
@@ -97,11 +99,15 @@ class PlanRow:
 
 @dataclass(frozen=True, slots=True)
 class LeftOut:
-    """Something the user asked for that is not in the mosaic, and why."""
+    """Something the user asked for that is not in the mosaic, and why.
+
+    `harmless` marks what costs the mosaic nothing: a second row of a frame that is already there.
+    """
 
     path: str
     reason: str
     line: int | None = None
+    harmless: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,5 +222,5 @@ class RunResult:
 
     @property
     def complete(self) -> bool:
-        """Whether every planned frame and every tile is in the mosaic."""
-        return not self.left_out and not self.failed_tiles
+        """Whether every planned frame and every tile is in the mosaic; a repeated row is not missed."""
+        return not self.failed_tiles and all(item.harmless for item in self.left_out)

@@ -1,0 +1,265 @@
+"""How many processes a run uses, and how it survives the death of one of them.
+
+The plan is a pure function of cores, memory and the request. Tasks go through `TaskPool.run`, which keeps a
+bounded number of them in flight, hands over results as they come, and when a worker process dies repeats the
+tasks that were in flight one by one, so that only the guilty one is lost.
+"""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing
+import os
+import signal
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from typing import Any
+
+import psutil
+
+from zemosaic_events import CancelToken
+from zemosaic_types import RunCancelled
+
+logger = logging.getLogger("ZeMosaicWorker.parallel")
+
+#: Memory of a worker beyond its stacking budget: interpreter, libraries and the section of one frame.
+WORKER_BASE_BYTES = 500 * 1024**2
+
+_SHARE_OF_FREE_MEMORY = 0.8
+_POLL_S = 0.2
+_THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
+
+_cancel_in_worker: CancelToken | None = None
+
+
+def plan_workers(
+    requested: int | None, *, cores: int, free_bytes: int, worker_bytes: int, n_tasks: int
+) -> int:
+    """Return the number of worker processes.
+
+    Parameters
+    ----------
+    requested : int or None
+        Used as given if positive; 0 or less asks for the automatic choice; None, a caller who says nothing,
+        means one.
+    cores : int
+        Logical cores of the machine.
+    free_bytes : int
+        Memory that is free now.
+    worker_bytes : int
+        Memory that a worker needs at its peak.
+    n_tasks : int
+        More workers than tasks are of no use.
+
+    Returns
+    -------
+    int
+        At least 1. The automatic choice leaves two cores to the rest of the machine where that still leaves
+        two workers, and takes at most 80 % of the free memory.
+    """
+    if requested is None:
+        return 1
+    if requested > 0:
+        return requested
+    by_cores = cores if cores <= 2 else max(2, cores - 2)
+    by_memory = int(free_bytes * _SHARE_OF_FREE_MEMORY) // worker_bytes
+    return max(1, min(by_cores, by_memory, n_tasks))
+
+
+def machine() -> tuple[int, int]:
+    """Return the cores this process may use and the bytes of memory that are free."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return cores, psutil.virtual_memory().available
+
+
+def check_cancelled() -> None:
+    """Raise `RunCancelled` in a worker process whose run was cancelled; does nothing elsewhere."""
+    if _cancel_in_worker is not None:
+        _cancel_in_worker.check()
+
+
+def peak_memory_bytes() -> int:
+    """Return the largest resident size this process has had, or its present one where that is not known."""
+    info = psutil.Process().memory_info()
+    if hasattr(info, "peak_wset"):
+        return int(info.peak_wset)
+    try:
+        import resource  # not on Windows
+    except ImportError:
+        return int(info.rss)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return int(peak) if os.uname().sysname == "Darwin" else int(peak) * 1024
+
+
+def _start_worker(flag: Any, setup: Callable[[], None] | None) -> None:
+    global _cancel_in_worker
+    _cancel_in_worker = CancelToken(flag)
+    # Ctrl-C reaches the whole process group; only the parent acts on it.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_leave_with_parent, daemon=True).start()
+    if setup is not None:
+        setup()
+
+
+def _leave_with_parent() -> None:
+    """End this worker when its parent is gone, however that came about."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a task: its `value`, or the `error` that ended its last attempt."""
+
+    task: Any
+    value: Any = None
+    error: BaseException | None = None
+
+
+class WorkerDied(RuntimeError):
+    """The process that worked on a task died (killed, out of memory, or a crash in a library)."""
+
+
+class TaskPool:
+    """Worker processes (spawned) for the tasks of a run.
+
+    Parameters
+    ----------
+    n_workers : int
+    cancel : CancelToken
+        Looked at while waiting; its request reaches the workers through `check_cancelled`.
+    setup : callable, optional
+        Module-level function run once in every worker before its first task.
+    """
+
+    def __init__(
+        self, n_workers: int, cancel: CancelToken, *, setup: Callable[[], None] | None = None
+    ) -> None:
+        self.n_workers = n_workers
+        self._cancel = cancel
+        self._setup = setup
+        self._context = multiprocessing.get_context("spawn")
+        self._flag = self._context.Event()
+        self._executor: ProcessPoolExecutor | None = None
+        self._environment: dict[str, str | None] = {}
+
+    def __enter__(self) -> TaskPool:
+        # Libraries read these when they load, and workers may be spawned at any time until the pool is closed.
+        cores, _ = machine()
+        threads = str(max(1, cores // self.n_workers))
+        self._environment = {name: os.environ.get(name) for name in _THREAD_VARIABLES}
+        os.environ.update(dict.fromkeys(_THREAD_VARIABLES, threads))
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is not None:
+            self._flag.set()
+        self._stop()
+        for name, value in self._environment.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+    def run(
+        self, function: Callable[[Any], Any], tasks: Iterable[Any], *, retry: Callable[[Any], Any]
+    ) -> Iterator[Outcome]:
+        """Yield the outcome of every task, in the order in which they finish.
+
+        Parameters
+        ----------
+        function : callable
+            Module-level function of one task.
+        tasks : iterable
+            Small picklable tasks.
+        retry : callable
+            Returns the task to try, alone, after the process that worked on `task` died.
+
+        Raises
+        ------
+        RunCancelled
+            When the run is cancelled, after the workers have stopped.
+        """
+        waiting = deque(tasks)
+        suspects: deque[tuple[Any, Any]] = deque()
+        running: dict[Future, Any] = {}
+        while waiting or running or suspects:
+            self._look_for_cancel()
+            if suspects and not running:
+                yield self._run_alone(function, *suspects.popleft())
+                continue
+            while waiting and not suspects and len(running) < self.n_workers:
+                task = waiting.popleft()
+                try:
+                    running[self._submit(function, task)] = task
+                except BrokenProcessPool:
+                    # A worker died between two tasks; nobody is to blame yet.
+                    suspects.append((task, retry(task)))
+            done, _ = wait(running, timeout=_POLL_S, return_when=FIRST_COMPLETED)
+            for future in done:
+                task = running.pop(future)
+                outcome = _outcome(future, task)
+                if isinstance(outcome.error, WorkerDied):
+                    logger.warning("[GRID] a worker process died; its task is tried once more, alone")
+                    suspects.append((task, retry(task)))
+                else:
+                    yield outcome
+            if suspects:
+                self._gather_suspects(running, suspects, retry)
+
+    def _gather_suspects(self, running: dict, suspects: deque, retry: Callable[[Any], Any]) -> None:
+        """Every task in flight when the pool broke is a suspect; start a fresh pool for them."""
+        for task in running.values():
+            suspects.append((task, retry(task)))
+        running.clear()
+        self._stop()
+
+    def _run_alone(self, function: Callable[[Any], Any], task: Any, attempt: Any) -> Outcome:
+        try:
+            future = self._submit(function, attempt)
+        except BrokenProcessPool:
+            self._stop()
+            future = self._submit(function, attempt)
+        while not wait([future], timeout=_POLL_S).done:
+            self._look_for_cancel()
+        outcome = _outcome(future, task)
+        if isinstance(outcome.error, WorkerDied):
+            self._stop()
+        return outcome
+
+    def _submit(self, function: Callable[[Any], Any], task: Any) -> Future:
+        if self._executor is None:
+            self._executor = self._start()
+        return self._executor.submit(function, task)
+
+    def _start(self) -> ProcessPoolExecutor:
+        return ProcessPoolExecutor(
+            self.n_workers,
+            mp_context=self._context,
+            initializer=_start_worker,
+            initargs=(self._flag, self._setup),
+        )
+
+    def _look_for_cancel(self) -> None:
+        if self._cancel.cancelled:
+            self._flag.set()
+            self._stop()
+            raise RunCancelled("the run was cancelled")
+
+    def _stop(self) -> None:
+        if self._executor is not None:
+            self._executor.shutdown(wait=True, cancel_futures=True)
+            self._executor = None
+
+
+def _outcome(future: Future, task: Any) -> Outcome:
+    error = future.exception()
+    if isinstance(error, BrokenProcessPool):
+        error = WorkerDied("its worker process died (killed, out of memory, or a crash)")
+    return Outcome(task, None, error) if error is not None else Outcome(task, future.result())

@@ -1,0 +1,26 @@
+"""Fixtures that several test files share."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+REAL_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
+
+
+@pytest.fixture(scope="session")
+def real_data():
+    """The folder of real Seestar frames; the test is skipped, visibly, where it is not there."""
+    if not REAL_DATA.is_dir():
+        pytest.skip("the folder of real Seestar frames is not there")
+    return REAL_DATA
+
+
+@pytest.fixture(autouse=True)
+def own_configuration(monkeypatch, tmp_path):
+    """No test reads or writes the user's own configuration."""
+    monkeypatch.delenv("ZEMOSAIC_CONFIG", raising=False)
+    for name in ("XDG_CONFIG_HOME", "APPDATA", "HOME"):
+        monkeypatch.setenv(name, str(tmp_path / "own"))

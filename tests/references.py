@@ -1,0 +1,155 @@
+"""Slow and plain float64 versions of ZeMosaic's kernels, written from the published definitions."""
+
+import math
+
+import numpy as np
+
+
+def population_deviation(values):
+    mean = sum(values) / len(values)
+    return math.sqrt(max(sum((v - mean) ** 2 for v in values) / len(values), 0.0))
+
+
+def kappa_survivors(values, low, high, iterations):
+    """Iterated clip about the median with the survivors' standard deviation."""
+    kept = sorted(values)
+    for _ in range(iterations):
+        if len(kept) < 3:
+            break
+        median, sigma = float(np.median(kept)), population_deviation(kept)
+        left = [v for v in kept if median - low * sigma <= v <= median + high * sigma]
+        if len(left) == len(kept):
+            break
+        kept = left
+    return kept
+
+
+def huber_sigma(values, limits):
+    """Winsorised standard deviation, iterated at 1.5 sigma with the factor 1.134."""
+    values = sorted(values)
+    n = len(values)
+    low, high = values[int(limits[0] * n)], values[n - 1 - int(limits[1] * n)]
+    median = float(np.median(values))
+    sigma = 1.134 * population_deviation([min(max(v, low), high) for v in values])
+    for _ in range(50):
+        before = sigma
+        low, high = median - 1.5 * before, median + 1.5 * before
+        sigma = 1.134 * population_deviation([min(max(v, low), high) for v in values])
+        if abs(sigma - before) <= 0.0005 * before:
+            break
+    return sigma
+
+
+def winsorized_survivors(values, low, high, iterations, limits):
+    kept = sorted(values)
+    for _ in range(iterations):
+        if len(kept) < 3:
+            break
+        median, sigma = float(np.median(kept)), huber_sigma(kept, limits)
+        left = [v for v in kept if median - low * sigma <= v <= median + high * sigma]
+        if len(left) == len(kept):
+            break
+        kept = left
+    return kept
+
+
+def linear_fit_survivors(values, low, high, iterations):
+    """Clip the ends of the sorted samples by residuals to a straight line, in mean absolute residuals."""
+    kept = sorted(values)
+    for _ in range(iterations):
+        if len(kept) < 3:
+            break
+        slope, start = np.polyfit(np.arange(len(kept), dtype=float), kept, 1)
+        residual = [v - (start + slope * r) for r, v in enumerate(kept)]
+        size = sum(abs(r) for r in residual) / len(residual)
+        first, last = 0, len(kept)
+        while first < last and -residual[first] > low * size:
+            first += 1
+        while last > first and residual[last - 1] > high * size:
+            last -= 1
+        if last - first == len(kept):
+            break
+        kept = kept[first:last]
+    return kept
+
+
+CROUX_ROUSSEEUW = {2: 1.196, 3: 1.495, 4: 1.363, 5: 1.206, 6: 1.200, 7: 1.140, 8: 1.129, 9: 1.107}
+
+
+def scaled_mad(values):
+    median = float(np.median(values))
+    n = len(values)
+    factor = CROUX_ROUSSEEUW.get(n, n / (n - 0.8))
+    return 1.482602218505602 * factor * float(np.median([abs(v - median) for v in values]))
+
+
+def modelled_survivors(values, low, high, variances, step, share):
+    """One clip about the median with the larger of robust spread and expected noise, and a steepness term."""
+    if len(values) < 3:
+        return list(values)
+    median = float(np.median(values))
+    variance = max(scaled_mad(values) ** 2, sum(variances) / len(variances))
+    excess = step**2 - 2.5**2 * math.pi * variance / len(values)
+    sigma = math.sqrt(variance + share**2 * max(excess, 0.0))
+    return [v for v in values if median - low * sigma <= v <= median + high * sigma]
+
+
+def weighted_median(values, weights):
+    """The middle of the interval on which the weights below and above balance."""
+    pairs = sorted(zip(values, weights, strict=True))
+    half, below = sum(weights) / 2, 0.0
+    for k, (value, weight) in enumerate(pairs):
+        below += weight
+        if math.isclose(below, half, rel_tol=1e-12):
+            return 0.5 * (value + pairs[k + 1][0])
+        if below > half:
+            return value
+    return pairs[-1][0]
+
+
+def lanczos3(plane, x, y):
+    """Lanczos-3 value at a position well inside a plane without holes, clamped from below."""
+    ix, iy = math.floor(x), math.floor(y)
+
+    def weight(d):
+        if d == 0:
+            return 1.0
+        return 3 * math.sin(math.pi * d) * math.sin(math.pi * d / 3) / (math.pi * d) ** 2 if abs(d) < 3 else 0.0
+
+    total = norm = 0.0
+    for j in range(iy - 2, iy + 4):
+        for i in range(ix - 2, ix + 4):
+            w = weight(x - i) * weight(y - j)
+            total += w * float(plane[j, i])
+            norm += w
+    return max(total / norm, float(plane[iy - 1 : iy + 3, ix - 1 : ix + 3].min()))
+
+
+def malvar(raw, bayer):
+    """Malvar, He and Cutler's filters as 5 x 5 tables, applied by convolution with mirrored borders."""
+    colour = {(j, i): bayer[2 * j + i] for j in (0, 1) for i in (0, 1)}
+    green = np.zeros((5, 5))
+    green[2], green[:, 2] = [-1, 2, 4, 2, -1], [-1, 2, 4, 2, -1]
+    row = np.array([[0, 0, 0.5, 0, 0], [0, -1, 0, -1, 0], [-1, 4, 5, 4, -1], [0, -1, 0, -1, 0], [0, 0, 0.5, 0, 0]])
+    cross = np.array([[0, 2, 0, 2, 0]] * 5, dtype=float)
+    cross[[0, 2, 4]] = 0
+    cross[2], cross[:, 2] = [-1.5, 0, 6, 0, -1.5], [-1.5, 0, 6, 0, -1.5]
+    green, row, cross = green / 8, row / 8, cross / 8
+    ny, nx = raw.shape
+    padded = np.pad(raw.astype(float), 2, mode="reflect")
+    out = np.zeros((3, ny, nx))
+    for y in range(ny):
+        for x in range(nx):
+            patch = padded[y : y + 5, x : x + 5]
+            here, beside = colour[y % 2, x % 2], colour[y % 2, (x + 1) % 2]
+            for c, name in enumerate("RGB"):
+                if name == here:
+                    value = raw[y, x]
+                elif name == "G":
+                    value = (patch * green).sum()
+                elif here != "G":
+                    value = (patch * cross).sum()
+                else:
+                    value = (patch * (row if name == beside else row.T)).sum()
+                out[c, y, x] = value
+    return out

@@ -1,0 +1,240 @@
+"""The stacker against slow float64 loops written from the published definitions."""
+
+import numpy as np
+import pytest
+
+import references
+from zemosaic_stack_core import STEEPNESS_SHARE, StackParams, normalise, radial_weight, stack
+
+NY, NX = 5, 23
+
+
+def population(n, holes, seed):
+    """Samples with outliers on both sides; `holes` none, scattered or a border of missing frames."""
+    rng = np.random.default_rng(seed)
+    data = rng.normal(500.0, 20.0, (n, 1, NY, NX)).astype(np.float32)
+    outliers = rng.random(data.shape) < 0.05
+    data[outliers] += rng.choice([-1, 1], outliers.sum()).astype(np.float32) * 400
+    if holes == "scattered":
+        data[rng.random(data.shape) < 0.2] = np.nan
+    elif holes == "border":
+        data[: max(1, n // 2), :, :, : NX // 2] = np.nan
+        data[:, :, 0, 0] = np.nan
+    return data
+
+
+def survivors_of(pixel, params, noise, step):
+    kinds = {
+        "kappa_sigma": lambda: references.kappa_survivors(pixel, params.kappa_low, params.kappa_high, 5),
+        "winsorized_sigma_clip": lambda: references.winsorized_survivors(
+            pixel, params.kappa_low, params.kappa_high, 5, params.winsor_limits
+        ),
+        "linear_fit_clip": lambda: references.linear_fit_survivors(pixel, params.kappa_low, params.kappa_high, 5),
+        "none": lambda: list(pixel),
+    }
+    if params.reject == "kappa_sigma" and params.spread == "auto":
+        return references.modelled_survivors(
+            pixel, params.kappa_low, params.kappa_high, noise, step, STEEPNESS_SHARE
+        )
+    return kinds[params.reject]() if len(pixel) >= 3 else list(pixel)
+
+
+def largest_steps(data):
+    """Largest difference of each pixel's median to its neighbours', NaN neighbours apart."""
+    with np.errstate(invalid="ignore"):
+        median = np.full(data.shape[2:], np.nan)
+        for y, x in np.ndindex(NY, NX):
+            values = data[:, 0, y, x].astype(float)
+            values = values[np.isfinite(values)]
+            if values.size:
+                median[y, x] = np.median(values)
+        padded = np.pad(median, 1, constant_values=np.nan)
+        steps = [padded[1:-1, :-2], padded[1:-1, 2:], padded[:-2, 1:-1], padded[2:, 1:-1]]
+        return np.nan_to_num(np.max(np.nan_to_num([np.abs(s - median) for s in steps]), axis=0))
+
+
+ALGORITHMS = [
+    StackParams(reject="none"),
+    StackParams(reject="kappa_sigma", spread="sample", kappa_low=2.0, kappa_high=2.5),
+    StackParams(reject="kappa_sigma", spread="auto"),
+    StackParams(reject="winsorized_sigma_clip", kappa_low=2.5, kappa_high=2.0),
+    StackParams(reject="linear_fit_clip", kappa_low=3.0, kappa_high=2.5),
+]
+
+
+@pytest.mark.parametrize("holes", ["none", "scattered", "border"])
+@pytest.mark.parametrize("n", [1, 2, 3, 5, 30, 300])
+@pytest.mark.parametrize("params", ALGORITHMS, ids=lambda p: f"{p.reject}-{p.spread}")
+def test_every_rejection_agrees_with_a_slow_loop(params, n, holes):
+    data = population(n, holes, seed=n)
+    rng = np.random.default_rng(n + 1)
+    weight = 10.0 ** rng.uniform(-4, 0, (n, 1))
+    noise = np.full((n, 1), 20.0)
+    result = stack(data, weight, noise, params)
+    steps = largest_steps(data)
+    flipped = 0
+    for y, x in np.ndindex(NY, NX):
+        present = np.isfinite(data[:, 0, y, x])
+        pixel = data[present, 0, y, x].astype(float)
+        kept = survivors_of(pixel.tolist(), params, [400.0] * pixel.size, steps[y, x])
+        if len(kept) != result.coverage[0, y, x]:
+            flipped += 1
+            continue
+        inside = present & (data[:, 0, y, x] >= min(kept, default=0)) & (data[:, 0, y, x] <= max(kept, default=-1))
+        if not kept:
+            assert np.isnan(result.image[0, y, x])
+            assert result.weight[0, y, x] == 0
+            continue
+        w = weight[inside, 0]
+        expected = (w * data[inside, 0, y, x].astype(float)).sum() / w.sum()
+        assert result.image[0, y, x] == pytest.approx(expected, rel=1e-6)
+        assert result.weight[0, y, x] == pytest.approx(w.sum(), rel=1e-6)
+    assert flipped == 0
+
+
+def test_counts_of_every_pixel_and_frame_add_up():
+    data = population(30, "scattered", seed=3)
+    result = stack(data, np.ones((30, 1)), np.full((30, 1), 20.0), StackParams())
+    present = np.isfinite(data)
+    total = result.coverage + result.rejected_low + result.rejected_high
+    assert np.array_equal(total, present.sum(axis=0))
+    assert np.array_equal(result.tally.sum(axis=1), present.sum(axis=(1, 2, 3)))
+    assert result.rejected_low.sum() > 0
+    assert result.rejected_high.sum() > 0
+
+
+@pytest.mark.parametrize("params", ALGORITHMS, ids=lambda p: f"{p.reject}-{p.spread}")
+def test_constant_pixels_and_ties_lose_nothing(params):
+    constant = np.full((12, 1, 3, 4), 7.0, dtype=np.float32)
+    result = stack(constant, np.ones((12, 1)), np.ones((12, 1)), params)
+    assert (result.coverage == 12).all()
+    assert (result.image == 7.0).all()
+    tied = np.repeat(np.float32([1, 1, 1, 2, 2, 2]), 2).reshape(12, 1, 1, 1)
+    result = stack(tied, np.ones((12, 1)), np.ones((12, 1)), params)
+    assert result.coverage[0, 0, 0] == 12
+
+
+@pytest.mark.parametrize("n", [1, 2])
+@pytest.mark.parametrize("params", ALGORITHMS, ids=lambda p: f"{p.reject}-{p.spread}")
+def test_under_three_samples_nothing_is_rejected(params, n):
+    data = np.array([0.0, 1e6][:n], dtype=np.float32).reshape(n, 1, 1, 1)
+    result = stack(data, np.ones((n, 1)), np.ones((n, 1)), params)
+    assert result.coverage[0, 0, 0] == n
+
+
+def test_zero_and_negative_values_are_data():
+    data = np.array([-3.0, 0.0, 3.0], dtype=np.float32).reshape(3, 1, 1, 1)
+    result = stack(data, np.ones((3, 1)), np.full((3, 1), 3.0), StackParams())
+    assert result.coverage[0, 0, 0] == 3
+    assert result.image[0, 0, 0] == 0.0
+
+
+def test_tiny_weights_do_not_darken_the_image():
+    data = np.full((4, 1, 2, 2), 1000.0, dtype=np.float32)
+    result = stack(data, np.full((4, 1), 1e-12), np.ones((4, 1)), StackParams())
+    assert (result.image == 1000.0).all()
+
+
+def test_one_bad_sample_in_six_is_found_by_the_modelled_spread_only():
+    rng = np.random.default_rng(4)
+    data = rng.normal(100.0, 5.0, (6, 1, 40, 40)).astype(np.float32)
+    data[2, 0, 20] += 60.0
+    noise = np.full((6, 1), 5.0)
+    auto = stack(data, np.ones((6, 1)), noise, StackParams(spread="auto"))
+    sample = stack(data, np.ones((6, 1)), noise, StackParams(spread="sample"))
+    assert (auto.rejected_high[0, 20] == 1).all()
+    assert (sample.rejected_high[0, 20] == 0).all()
+    others = np.delete(auto.coverage[0], 20, axis=0)
+    assert (others == 6).mean() > 0.95
+
+
+def test_a_star_that_seeing_spreads_keeps_its_core():
+    y, x = np.mgrid[-10:11, -10:11]
+    rng = np.random.default_rng(5)
+    fwhm = np.array([2.6, 2.7, 2.7, 2.8, 3.5, 3.6])
+    sigma = fwhm[:, None, None] / 2.3548
+    stars = 4000.0 / (2 * np.pi * sigma**2) * np.exp(-(x**2 + y**2) / (2 * sigma**2))
+    data = (stars + rng.normal(0, 3.0, stars.shape))[:, None].astype(np.float32)
+    result = stack(data, np.ones((6, 1)), np.full((6, 1), 3.0), StackParams())
+    core = np.hypot(x, y) < 3
+    assert result.image[0][core].sum() == pytest.approx(stars.mean(axis=0)[core].sum(), rel=0.005)
+
+
+def test_the_halo_makes_a_part_equal_the_same_part_of_the_whole():
+    data = population(9, "scattered", seed=8)
+    weight, noise = np.ones((9, 1)), np.full((9, 1), 20.0)
+    whole = stack(data, weight, noise, StackParams())
+    part = np.ascontiguousarray(data[:, :, 1:5, 2:12])
+    result = stack(part, weight, noise, StackParams(), halo=(1, 1, 1, 1))
+    np.testing.assert_array_equal(result.image, whole.image[:, 2:4, 3:11])
+    np.testing.assert_array_equal(result.coverage, whole.coverage[:, 2:4, 3:11])
+
+
+@pytest.mark.parametrize("equal", [True, False])
+def test_the_median_is_the_weighted_median_of_the_survivors(equal):
+    data = population(7, "scattered", seed=9)
+    rng = np.random.default_rng(10)
+    weight = np.ones((7, 1)) if equal else rng.uniform(0.1, 3.0, (7, 1))
+    result = stack(data, weight, np.full((7, 1), 20.0), StackParams(reject="none", combine="median"))
+    for y, x in np.ndindex(NY, NX):
+        present = np.isfinite(data[:, 0, y, x])
+        values = data[present, 0, y, x].astype(float)
+        expected = np.median(values) if equal else references.weighted_median(values, weight[present, 0])
+        assert result.image[0, y, x] == pytest.approx(expected, rel=1e-6)
+
+
+def test_weights_of_pixels_multiply_those_of_frames_and_zero_is_no_data():
+    data = np.array([10.0, 20.0, 60.0], dtype=np.float32).reshape(3, 1, 1, 1) * np.ones((1, 1, 2, 2), np.float32)
+    pixel_weight = np.ones((3, 2, 2), dtype=np.float32)
+    pixel_weight[2] = 0.0
+    pixel_weight[1, 0, 0] = 0.5
+    weight = np.array([[1.0], [2.0], [5.0]])
+    result = stack(data, weight, np.full((3, 1), 30.0), StackParams(), pixel_weight=pixel_weight)
+    assert result.image[0, 0, 0] == pytest.approx((10 + 20) / 2)
+    assert result.image[0, 1, 1] == pytest.approx((10 + 40) / 3)
+    assert (result.coverage == 2).all()
+    assert result.weight[0, 0, 0] == pytest.approx(2.0)
+
+
+def test_pixel_weights_of_one_change_nothing():
+    data = population(12, "scattered", seed=11)
+    weight, noise = np.random.default_rng(1).uniform(0.5, 2, (12, 1)), np.full((12, 1), 20.0)
+    plain = stack(data, weight, noise, StackParams())
+    weighted = stack(data, weight, noise, StackParams(), pixel_weight=np.ones((12, NY, NX), np.float32))
+    np.testing.assert_array_equal(plain.image, weighted.image)
+    np.testing.assert_array_equal(plain.coverage, weighted.coverage)
+
+
+def test_blocks_wider_than_one_strip_and_several_channels_agree_with_single_pixels():
+    rng = np.random.default_rng(12)
+    data = rng.normal(0, 1, (5, 3, 2, 800)).astype(np.float32)
+    data[:, :, :, ::7] = np.nan
+    weight, noise = np.ones((5, 3)), np.ones((5, 3))
+    for params in ALGORITHMS:
+        whole = stack(data, weight, noise, params, halo=(0, 0, 1, 1))
+        for x in (0, 382, 383, 384, 797):
+            alone = stack(np.ascontiguousarray(data[..., x : x + 3]), weight, noise, params, halo=(0, 0, 1, 1))
+            np.testing.assert_array_equal(whole.image[..., x], alone.image[..., 0])
+
+
+def test_normalise_applies_gain_and_offset_of_each_frame_and_channel():
+    data = np.ones((2, 2, 1, 1), dtype=np.float32)
+    normalise(data, np.array([[2.0, 3.0], [4.0, 5.0]]), np.array([[0.5, 0.0], [0.0, -1.0]]))
+    assert data.ravel().tolist() == [2.5, 3.0, 4.0, 4.0]
+
+
+def test_the_radial_weight_falls_to_its_floor():
+    weight = radial_weight(np.array([0.0, 0.4, 0.8, 1.0]), feather=0.8, power=2.0, floor=0.05)
+    assert weight == pytest.approx([1.0, np.cos(np.pi / 4) ** 2, 0.05, 0.05])
+
+
+@pytest.mark.parametrize("change", [{"reject": "sigma"}, {"combine": "sum"}, {"spread": "model"}])
+def test_unknown_methods_are_named(change):
+    data = np.zeros((3, 1, 1, 1), dtype=np.float32)
+    with pytest.raises(ValueError, match=next(iter(change.values()))):
+        stack(data, np.ones((3, 1)), np.ones((3, 1)), StackParams(**change))
+
+
+def test_shapes_that_disagree_are_refused():
+    with pytest.raises(ValueError, match="disagree"):
+        stack(np.zeros((3, 1, 1, 1), np.float32), np.ones((2, 1)), np.ones((3, 1)), StackParams())

@@ -1,0 +1,250 @@
+"""The ``zemosaic`` command."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib import metadata
+from pathlib import Path
+
+from zemosaic_config import (
+    Config,
+    config_path,
+    find_option,
+    load_file,
+    parse_assignment,
+    reference_page,
+    resolve,
+    set_in_file,
+)
+from zemosaic_events import CancelToken
+from zemosaic_terminal import TerminalReporter
+from zemosaic_types import (
+    ConfigError,
+    OutputError,
+    PlanError,
+    ProductExistsError,
+    RunCancelled,
+    RunResult,
+    ZeMosaicError,
+)
+
+COMPLETE, ERROR, UNUSABLE, WITH_FAILURES, CANCELLED = 0, 1, 2, 3, 130
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command; return its exit status.
+
+    0 complete, 2 bad usage, configuration or no usable input, 3 finished but some frames or tiles failed,
+    130 cancelled, 1 anything else.
+    """
+    arguments = _parser().parse_args(argv)
+    try:
+        return arguments.run(arguments)
+    except RunCancelled:
+        print("cancelled", file=sys.stderr)
+        return CANCELLED
+    except (ConfigError, PlanError, ProductExistsError) as error:
+        print(f"zemosaic: {error}", file=sys.stderr)
+        return UNUSABLE
+    except ZeMosaicError as error:
+        print(f"zemosaic: {error}", file=sys.stderr)
+        return ERROR
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="zemosaic", description="One large, seamless mosaic from many FITS exposures."
+    )
+    parser.add_argument("--version", action="version", version=f"ZeMosaic {metadata.version('zemosaic')}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    _add_demo(commands)
+    _add_plan(commands)
+    _add_grid(commands)
+    _add_config(commands)
+    return parser
+
+
+def _add_demo(commands: argparse._SubParsersAction) -> None:
+    demo = commands.add_parser("demo", help="make a synthetic survey and its mosaic, and compare with the truth")
+    demo.add_argument(
+        "--output", type=Path, default=Path("zemosaic_demo"), metavar="FOLDER", help="default: %(default)s"
+    )
+    _add_run_options(demo)
+    demo.set_defaults(run=_demo)
+
+
+def _add_plan(commands: argparse._SubParsersAction) -> None:
+    plan = commands.add_parser("plan", help="scan a folder of frames and write its stack_plan.csv")
+    plan.add_argument("folder", type=Path, metavar="FOLDER")
+    plan.add_argument("--output", type=Path, metavar="FILE", help="where to write it (default: into the folder)")
+    plan.add_argument("--overwrite", action="store_true", help="replace an existing plan")
+    plan.set_defaults(run=_plan)
+
+
+def _add_grid(commands: argparse._SubParsersAction) -> None:
+    grid = commands.add_parser("grid", help="make a mosaic in Grid mode")
+    grid.add_argument("input", type=Path, metavar="INPUT", help="folder of frames, with or without stack_plan.csv")
+    grid.add_argument("output", type=Path, metavar="OUTPUT", help="folder for the products")
+    grid.add_argument("--overwrite", action="store_true", help="replace an earlier mosaic in OUTPUT")
+    _add_run_options(grid)
+    grid.set_defaults(run=_grid)
+
+
+def _add_run_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--workers", type=int, metavar="N", help="worker processes; 0 = automatic")
+    parser.add_argument("--gpu", choices=("auto", "on", "off"), default="auto", help="auto: as configured")
+    parser.add_argument("--config", type=Path, metavar="FILE", help="configuration file (default: the user's)")
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        dest="assignments",
+        metavar="KEY=VALUE",
+        help="any configuration key; repeatable",
+    )
+    parser.add_argument("--quiet", action="store_true", help="show warnings and results only")
+    parser.add_argument("--log-level", choices=("DEBUG", "INFO", "WARNING", "ERROR"), help="of zemosaic.log")
+
+
+def _add_config(commands: argparse._SubParsersAction) -> None:
+    config = commands.add_parser("config", help="show or change the configuration")
+    verbs = config.add_subparsers(required=True, metavar="VERB")
+    verbs.add_parser("path", help="print the path of the configuration file").set_defaults(run=_config_path)
+    show = verbs.add_parser("show", help="print the values in force and where each comes from")
+    show.add_argument("key", nargs="?", metavar="KEY")
+    show.set_defaults(run=_config_show)
+    change = verbs.add_parser("set", help="write a value to the configuration file")
+    change.add_argument("assignment", metavar="KEY=VALUE")
+    change.set_defaults(run=_config_set)
+    verbs.add_parser("doc", help="print the reference page of all keys").set_defaults(run=_config_doc)
+
+
+def _resolved(arguments: argparse.Namespace) -> Config:
+    """Return the configuration of this run: command line, environment, file, defaults."""
+    overrides: dict[str, object] = dict(parse_assignment(text) for text in arguments.assignments)
+    if arguments.workers is not None:
+        overrides["grid_workers"] = arguments.workers
+    if arguments.gpu != "auto":
+        overrides["use_gpu_grid"] = arguments.gpu
+    if arguments.log_level is not None:
+        overrides["logging_level"] = arguments.log_level
+    return resolve(load_file(arguments.config), os.environ, overrides)
+
+
+@contextmanager
+def _cancelled_by_ctrl_c() -> Iterator[CancelToken]:
+    """Turn the first Ctrl-C (or SIGTERM) into a request to stop; a second one ends the program at once."""
+    cancel = CancelToken()
+
+    def stop(number: int, _frame: object) -> None:
+        cancel.cancel()
+        signal.signal(number, signal.SIG_DFL)
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield cancel
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _run(arguments: argparse.Namespace, start: Callable) -> object:
+    """Run `start(settings, listener=, cancel=)` with the settings that the arguments ask for."""
+    from grid_mode import GridSettings  # numerical libraries load only for commands that compute
+
+    config = _resolved(arguments)
+    for note in config.notes:
+        print(f"zemosaic: {note}", file=sys.stderr)
+    logging.getLogger("ZeMosaicWorker").setLevel(config["logging_level"])
+    logging.getLogger("ZeMosaicWorker").propagate = False
+    settings = GridSettings.from_config(config, overwrite=getattr(arguments, "overwrite", True))
+    reporter = TerminalReporter(quiet=arguments.quiet)
+    with _cancelled_by_ctrl_c() as cancel:
+        return start(settings, listener=reporter, cancel=cancel)
+
+
+def _grid(arguments: argparse.Namespace) -> int:
+    from grid_mode import run_grid
+
+    result = _run(
+        arguments, lambda settings, **talk: run_grid(arguments.input, arguments.output, settings, **talk)
+    )
+    return _tell(result)
+
+
+def _demo(arguments: argparse.Namespace) -> int:
+    from zemosaic_demo import run_demo
+    from zemosaic_truth import format_score
+
+    result, score = _run(arguments, lambda settings, **talk: run_demo(arguments.output, settings, **talk))
+    status = _tell(result)
+    print(format_score(score))
+    return status
+
+
+def _tell(result: RunResult) -> int:
+    """Print what a run left behind; return the exit status."""
+    print(f"mosaic:  {result.mosaic_path}")
+    print(f"preview: {result.preview_path}")
+    print(f"frames:  {result.n_used} of {result.n_planned} used")
+    for item in result.left_out:
+        print(f"  left out: {item.path}: {item.reason}")
+    for failure in result.failed_tiles:
+        print(f"  tile {failure.tile} failed, its part of the sky is missing: {failure.reason}")
+    return COMPLETE if result.complete else WITH_FAILURES
+
+
+def _plan(arguments: argparse.Namespace) -> int:
+    from zemosaic_plan import PLAN_NAME, plan_from_folder, write_plan
+
+    path = arguments.output or arguments.folder / PLAN_NAME
+    if path.exists() and not arguments.overwrite:
+        raise ProductExistsError(f"{path} exists already; ask for --overwrite, or name another file with --output")
+    rows, left_out = plan_from_folder(arguments.folder)
+    write_plan(path, rows)
+    print(f"{path}: {len(rows)} frames")
+    for item in left_out:
+        print(f"  left out: {item.path}: {item.reason}")
+    return WITH_FAILURES if left_out else COMPLETE
+
+
+def _config_path(_arguments: argparse.Namespace) -> int:
+    print(config_path())
+    return COMPLETE
+
+
+def _config_show(arguments: argparse.Namespace) -> int:
+    config = resolve(load_file(), os.environ, {})
+    keys = [find_option(arguments.key).key] if arguments.key else list(config)
+    for key in keys:
+        print(f"{key} = {config[key]!r}  ({config.source(key)})")
+    for note in config.notes:
+        print(f"# {note}")
+    return COMPLETE
+
+
+def _config_set(arguments: argparse.Namespace) -> int:
+    key, text = parse_assignment(arguments.assignment)
+    path = config_path()
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"{path.parent} cannot be made: {error.strerror}") from error
+    set_in_file(path, key, text)
+    print(f"{path}: {key} = {text}")
+    return COMPLETE
+
+
+def _config_doc(_arguments: argparse.Namespace) -> int:
+    print(reference_page(), end="")
+    return COMPLETE
+
+
+if __name__ == "__main__":
+    sys.exit(main())

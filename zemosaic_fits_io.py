@@ -1,0 +1,698 @@
+"""Reading of frames: headers, celestial WCS, sections of pixels and alpha masks.
+
+Frames are opened read-only, closed at once and never mapped into memory: a file that shrinks on a network drive
+must give an error, not kill the process. A gzipped file is unpacked into memory, which proves its check sum.
+Whatever is wrong with a file becomes a `FrameError` whose message is the reason for the ledger.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import functools
+import gzip
+import io
+import logging
+import math
+import re
+import struct
+import warnings
+import zlib
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import BinaryIO, NamedTuple
+
+import numpy as np
+from astropy.io import fits
+from astropy.utils.exceptions import AstropyWarning
+from astropy.wcs import WCS, SingularMatrixError
+
+from zemosaic_types import FrameError, FrameHeader, Rect
+
+logger = logging.getLogger("ZeMosaicWorker.fits_io")
+
+BAYER_PATTERNS = ("RGGB", "BGGR", "GRBG", "GBRG")
+SCALE_LIMITS_ARCSEC = (0.01, 600.0)
+
+_ENDINGS = (".fits", ".fit", ".fts", ".fz", ".gz")
+_SIDECAR_BYTES = 1 << 20
+# What astropy, gzip and the decompressors raise when a file is not what its header says.
+_DAMAGE = (OSError, EOFError, TypeError, ValueError, LookupError, OverflowError, AttributeError, RuntimeError)
+_DAMAGE += (MemoryError, struct.error, zlib.error, fits.VerifyError)
+_NOT_WCS = re.compile(
+    r"SIMPLE|XTENSION|BITPIX|NAXIS\d*|EXTEND|[PG]COUNT|GROUPS|BSCALE|BZERO|BLANK|CHECKSUM|DATASUM|COMMENT|HISTORY"
+)
+_CARD = re.compile(r"\s*([A-Z][A-Z0-9_-]{0,7})\s*= ?(.*)", re.IGNORECASE)
+_LINEAR_CARD = re.compile(r"(CRVAL|CRPIX|CDELT|CROTA)[12]|(CD|PC)[12]_[12]")
+_LONGITUDE, _LATITUDE = re.compile(r"RA--|.LON"), re.compile(r"DEC-|.LAT")
+_LOOKUP_CARDS = ("CPDIS", "D2IMDIS", "AXISCORR")
+_SEXAGESIMAL = re.compile(r"([+-]?)(\d{1,3})[\s:hd°]+(\d{1,2})[\s:m'′]+(\d{1,2}(?:\.\d*)?)[\s\"″s]*")
+
+Image = fits.PrimaryHDU | fits.ImageHDU | fits.CompImageHDU
+Headers = tuple[fits.Header, ...]
+
+
+# ---- headers ---------------------------------------------------------------------------------------------
+
+
+def read_frame_header(path: Path) -> FrameHeader:
+    """Return what the header of a frame says, without reading its pixels.
+
+    A frame without a usable WCS gets the one of a file beside it: ``STEM.wcs.hdr``, ``STEM.wcs``,
+    ``NAME.wcs.hdr`` or ``NAME.wcs``. A WCS that is declared but broken is kept if there is no better one, so that
+    `frame_wcs` says what is wrong with it.
+
+    Parameters
+    ----------
+    path : Path
+        A FITS file, plain, gzipped or with compressed tiles (fpack).
+
+    Raises
+    ------
+    FrameError
+        If the file is missing, unreadable, damaged or truncated, or holds no image of a known shape.
+    """
+    with _quiet_astropy():
+        with _open(path) as (hdus, n_bytes):
+            index = _image_index(hdus)
+            if n_bytes < (end := _data_end(path, hdus, index)):
+                raise FrameError(f"the file is truncated: it has {n_bytes} of {end} bytes")
+            geometry = _geometry(hdus[index].shape)
+            headers = (hdus[index].header, hdus[0].header)
+            alpha = _alpha_index(path, hdus, geometry)
+        scaling = _scaling(headers[0])
+        bayer = _bayer_pattern(path, headers, geometry) if geometry.layout == "mono" else ""
+        wcs_text, wcs_path = _find_wcs(headers[0], path, geometry.shape)
+        return FrameHeader(
+            hdu=index,
+            layout="bayer" if bayer else geometry.layout,
+            shape=geometry.shape,
+            bayer=bayer,
+            wcs_text=wcs_text,
+            wcs_path=wcs_path,
+            alpha_hdu=alpha,
+            saturation=min(scaling.full_scale, _positive(_number(headers, "SATURATE"))),
+            exptime_s=_number(headers, "EXPTIME", "EXPOSURE"),
+            date_obs=_text(headers, "DATE-OBS"),
+            filter=_text(headers, "FILTER"),
+            telescope=_text(headers, "TELESCOP"),
+            instrument=_text(headers, "INSTRUME"),
+            object_name=_text(headers, "OBJECT"),
+            mount=_mount(headers),
+            ra_deg=_angle(headers, ("RA", "OBJCTRA"), is_ra=True),
+            dec_deg=_angle(headers, ("DEC", "OBJCTDEC"), is_ra=False),
+        )
+
+
+def _image_index(hdus: fits.HDUList) -> int:
+    """Return the image HDU: the primary, else the first of a usual name, else the first that is no mask."""
+    images = [index for index, hdu in enumerate(hdus) if _has_image(hdu)]
+    if 0 in images:
+        return 0
+    named = [index for index in images if hdus[index].name.upper() in ("SCI", "IMAGE", "PRIMARY")]
+    others = [index for index in images if hdus[index].name.upper() != "ALPHA"]
+    if not others:
+        raise FrameError("there is no image in the file")
+    return (named or others)[0]
+
+
+def _has_image(hdu: object) -> bool:
+    is_image = isinstance(hdu, Image) and not isinstance(hdu, fits.GroupsHDU)
+    return is_image and bool(hdu.shape) and 0 not in hdu.shape
+
+
+def _alpha_index(path: Path, hdus: fits.HDUList, geometry: _Geometry) -> int | None:
+    """Return the first ALPHA extension, or None if there is none of the frame's shape."""
+    for index, hdu in enumerate(hdus):
+        if index and hdu.name.upper() == "ALPHA" and _has_image(hdu):
+            if hdu.shape[-2:] == geometry.shape and math.prod(hdu.shape) == math.prod(geometry.shape):
+                return index
+            _warn_alpha(path, hdu.shape, geometry.shape)
+    return None
+
+
+def _warn_alpha(path: Path, shape: tuple[int, ...], frame_shape: tuple[int, int]) -> None:
+    logger.warning(
+        "%s: its ALPHA extension %s does not fit the frame %s; it is not used", path, shape, frame_shape
+    )
+
+
+def _bayer_pattern(path: Path, headers: Headers, geometry: _Geometry) -> str:
+    """Return the 2 x 2 cell of the colour filters, row 0 of the array first, or an empty text."""
+    named = [re.sub(r"\s", "", _text(headers, key)).upper() for key in ("BAYERPAT", "CFAIMAGE", "COLORTYP")]
+    cell = next((text for text in named if text in BAYER_PATTERNS), "")
+    if not cell:
+        if named[0]:
+            logger.warning("%s: BAYERPAT %r is not known; the frame is taken as mono", path, named[0])
+        return ""
+    rows = [cell[:2], cell[2:]]
+    if _is_odd(_number(headers, "XBAYROFF")):
+        rows = [row[::-1] for row in rows]
+    # The pattern describes the picture from its top row, which is stored last here.
+    bottom_up = _text(headers, "ROWORDER").upper() == "BOTTOM-UP" and geometry.shape[0] % 2 == 0
+    if _is_odd(_number(headers, "YBAYROFF")) != bottom_up:
+        rows.reverse()
+    return "".join(rows)
+
+
+def _is_odd(offset: float | None) -> bool:
+    return offset is not None and round(offset) % 2 == 1
+
+
+def _values(headers: Headers, keys: Iterable[str]) -> Iterator[object]:
+    for key in keys:
+        for header in headers:
+            try:
+                value = header.get(key)
+            except fits.VerifyError:  # a card that cannot be parsed says nothing
+                continue
+            if value is not None and not isinstance(value, fits.card.Undefined):
+                yield value
+
+
+def _number(headers: Headers, *keys: str) -> float | None:
+    """Return the first finite number of some cards; text is no number."""
+    return next((float(value) for value in _values(headers, keys) if _is_number(value)), None)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _positive(value: float | None) -> float:
+    return value if value is not None and value > 0 else math.inf
+
+
+def _text(headers: Headers, *keys: str) -> str:
+    return next((text for value in _values(headers, keys) if (text := str(value).strip())), "")
+
+
+def _mount(headers: Headers) -> str:
+    """Return EQMODE (a Seestar's 1 or 0) in words, else MOUNT."""
+    for value in _values(headers, ("EQMODE",)):
+        if isinstance(value, int | float):
+            return "EQ" if value else "ALTZ"
+    return _text(headers, "EQMODE", "MOUNT")
+
+
+def _angle(headers: Headers, keys: tuple[str, ...], *, is_ra: bool) -> float | None:
+    """Return the first usable angle in degrees; sexagesimal right ascensions are hours unless marked with d."""
+    low, high = (0.0, 360.0) if is_ra else (-90.0, 90.0)
+    for value in _values(headers, keys):
+        angle = _sexagesimal_deg(value, is_ra=is_ra) if isinstance(value, str) else value
+        if _is_number(angle) and low <= angle <= high:
+            return float(angle)
+    return None
+
+
+def _sexagesimal_deg(text: str, *, is_ra: bool) -> float | None:
+    match = _SEXAGESIMAL.fullmatch(text.strip())
+    if match is None or float(match[3]) >= 60 or float(match[4]) > 60:
+        return None
+    angle = int(match[2]) + float(match[3]) / 60 + float(match[4]) / 3600
+    hours = is_ra and "d" not in text and "°" not in text
+    return (-angle if match[1] == "-" else angle) * (15.0 if hours else 1.0)
+
+
+# ---- pixels ----------------------------------------------------------------------------------------------
+
+
+def read_section(path: Path, header: FrameHeader, rect: Rect) -> np.ndarray:
+    """Read a rectangle of a frame; of an uncompressed file only the rows that it touches.
+
+    Parameters
+    ----------
+    path : Path
+        The frame.
+    header : FrameHeader
+        What `read_frame_header` said about it.
+    rect : Rect
+        Rows and columns of the array as stored; not empty and inside the frame.
+
+    Returns
+    -------
+    ndarray, shape (c, h, w)
+        c is 3 for colour cubes (a fourth plane is left out), else 1. Values in the file's units, BZERO and BSCALE
+        applied: uint16 if the file holds such, else float32 with NaN for BLANK. Native byte order, C-contiguous.
+
+    Raises
+    ------
+    FrameError
+        If the file cannot be read, is damaged, or is not what its header said any more.
+    ValueError
+        If `rect` is empty or not inside the frame.
+    """
+    raw, scaling = _read(path, header.hdu, header.shape, rect)
+    if raw is None:
+        raise FrameError("the shape of the image is not what it was when its header was read")
+    return scaling.apply(raw)
+
+
+def read_alpha(path: Path, header: FrameHeader, rect: Rect) -> np.ndarray | None:
+    """Read a rectangle of a frame's ALPHA extension.
+
+    Parameters
+    ----------
+    path, header, rect
+        As for `read_section`.
+
+    Returns
+    -------
+    ndarray of float32, shape (h, w), or None
+        Opacity from 0 (no data) to 1: integers are divided by their full scale (255 for uint8), floats clipped,
+        NaN is 0. None if the frame has no such extension, or one of another shape, which is logged.
+
+    Raises
+    ------
+    FrameError
+        If the file cannot be read or is damaged.
+    ValueError
+        If `rect` is empty or not inside the frame.
+    """
+    if header.alpha_hdu is None:
+        return None
+    raw, scaling = _read(path, header.alpha_hdu, header.shape, rect)
+    if raw is None or raw.shape[0] != 1:
+        _warn_alpha(path, () if raw is None else raw.shape, header.shape)
+        return None
+    alpha = scaling.apply(raw)[0].astype(np.float32, copy=False)
+    if scaling.bitpix > 0:
+        alpha /= np.float32(scaling.full_scale)
+    return np.clip(np.nan_to_num(alpha, copy=False, nan=0.0), 0.0, 1.0)
+
+
+class _Scaling(NamedTuple):
+    """How stored numbers become values: ``value = zero + scale * stored``."""
+
+    bitpix: int
+    scale: float
+    zero: float
+    blank: int | None
+
+    @property
+    def is_uint16(self) -> bool:
+        return (self.bitpix, self.scale, self.zero, self.blank) == (16, 1.0, 32768.0, None)
+
+    @property
+    def full_scale(self) -> float:
+        """The largest value that integers can stand for; inf for floats."""
+        if self.bitpix < 0:
+            return math.inf
+        low, high = (0, 255) if self.bitpix == 8 else (-(2 ** (self.bitpix - 1)), 2 ** (self.bitpix - 1) - 1)
+        return self.zero + self.scale * (high if self.scale > 0 else low)
+
+    def apply(self, raw: np.ndarray) -> np.ndarray:
+        """Return values, uint16 or float32, C-contiguous; `raw` is not altered."""
+        if self.is_uint16:
+            # Adding 32768 is turning the highest bit over.
+            return raw.astype(np.uint16, order="C") ^ np.uint16(0x8000)
+        scaled = self.scale != 1.0 or self.zero != 0.0
+        with np.errstate(over="ignore", invalid="ignore"):  # what float32 cannot hold becomes infinite
+            values = raw * self.scale + self.zero if scaled else raw
+            values = values.astype(np.float32, order="C")
+        if self.blank is not None:
+            values[raw == self.blank] = np.nan
+        return values
+
+
+def _scaling(header: fits.Header) -> _Scaling:
+    bitpix = header["BITPIX"]
+    if bitpix not in (8, 16, 32, 64, -32, -64):
+        raise FrameError(f"the header is damaged: BITPIX is {bitpix!r}")
+    factors = []
+    for key, default in (("BSCALE", 1.0), ("BZERO", 0.0)):
+        value = _number((header,), key)
+        if value is None and any(str(item).strip() for item in _values((header,), (key,))):
+            raise FrameError(f"{key} is not a number")
+        factors.append(default if value is None else value)
+    if factors[0] == 0.0:
+        raise FrameError("BSCALE is zero")
+    blank = _number((header,), "BLANK") if bitpix > 0 else None  # floats mark it with NaN
+    return _Scaling(bitpix, *factors, None if blank is None else int(blank))
+
+
+class _Geometry(NamedTuple):
+    """Where the image plane lies in the stored array, after `n_lead` axes of length 1."""
+
+    layout: str
+    shape: tuple[int, int]
+    n_lead: int
+
+
+def _geometry(stored: tuple[int, ...]) -> _Geometry:
+    core = stored
+    while 2 < len(core) <= 4 and core[0] == 1:
+        core = core[1:]
+    n_lead = len(stored) - len(core)
+    if len(core) == 2:
+        return _Geometry("mono", core, n_lead)
+    if len(core) == 3 and core[0] in (3, 4):
+        return _Geometry("chw", core[1:], n_lead)
+    if len(core) == 3 and core[2] in (1, 3, 4):
+        return _Geometry("mono" if core[2] == 1 else "hwc", core[:2], n_lead)
+    raise FrameError(f"an image of shape {stored} is neither a picture nor a colour cube")
+
+
+def _read(path: Path, index: int, shape: tuple[int, int], rect: Rect) -> tuple[np.ndarray | None, _Scaling | None]:
+    """Return the stored numbers (c, h, w) of a rectangle and their scaling; None twice for another shape."""
+    if rect.empty or rect.intersect(Rect(0, shape[0], 0, shape[1])) != rect:
+        raise ValueError(f"{rect} is not a rectangle of a frame of shape {shape}")
+    with _open(path) as (hdus, n_bytes):
+        hdu = hdus[index]
+        if not _has_image(hdu) or (geometry := _geometry(hdu.shape)).shape != shape:
+            return None, None
+        if not isinstance(hdu, fits.CompImageHDU) and n_bytes < (end := _data_end(path, hdus, index)):
+            raise FrameError(f"the file is truncated: it has {n_bytes} of {end} bytes")
+        return _planes(hdu, geometry, rect), _scaling(hdu.header)
+
+
+def _planes(hdu: Image, geometry: _Geometry, rect: Rect) -> np.ndarray:
+    rows, columns = rect.slices
+    # Whole rows of a plain file are one read; of compressed tiles only those needed are unpacked.
+    unpacked = columns if isinstance(hdu, fits.CompImageHDU) else slice(None)
+    after = slice(None) if unpacked is columns else columns
+    lead = (0,) * geometry.n_lead
+    if geometry.layout == "chw":
+        planes = [hdu.section[(*lead, channel, rows, unpacked)] for channel in range(3)]
+        return np.stack([plane[:, after] for plane in planes])
+    block = hdu.section[(*lead, rows, unpacked)][:, after]
+    if block.ndim == 2:
+        return block[None]
+    return np.moveaxis(block[..., : 3 if geometry.layout == "hwc" else 1], -1, 0)
+
+
+# ---- celestial WCS ---------------------------------------------------------------------------------------
+
+
+def frame_wcs(header: FrameHeader) -> WCS:
+    """Return the celestial WCS of a frame.
+
+    SIP, PV and lookup-table distortions are kept; the parity may be mirrored. The first world axis is the
+    longitude. The object is shared within the process: do not alter it.
+
+    Parameters
+    ----------
+    header : FrameHeader
+        What `read_frame_header` said about the frame.
+
+    Returns
+    -------
+    astropy.wcs.WCS
+        With two axes, in the celestial frame of the header (ICRS, FK5, galactic, ...).
+
+    Raises
+    ------
+    FrameError
+        If there is no WCS, or one that is singular or nonsense.
+    """
+    if not header.wcs_text:
+        raise FrameError("no celestial WCS")
+    return _wcs(header.wcs_text, header.wcs_path)
+
+
+def pixel_scale_arcsec(wcs: WCS) -> float:
+    """Return the side of a square of a pixel's area at the reference point, in arcseconds.
+
+    Parameters
+    ----------
+    wcs : astropy.wcs.WCS
+        A celestial WCS with two axes, in degrees; CD and PC + CDELT forms give the same.
+    """
+    return 3600.0 * math.sqrt(abs(np.linalg.det(wcs.pixel_scale_matrix)))
+
+
+def _wcs(text: str, source: str) -> WCS:
+    # Only lookup tables are read from the file; without them equal texts share one object.
+    has_tables = any(card.startswith(_LOOKUP_CARDS) for card in _cut(text))
+    return _build_wcs(text, source if has_tables else "")
+
+
+@functools.lru_cache(maxsize=1024)
+def _build_wcs(text: str, tables: str) -> WCS:
+    with _quiet_astropy():
+        cards = fits.Header.fromstring(text)
+        _check_cards(cards)
+        if tables:
+            with _open(Path(tables)) as (hdus, _):
+                wcs = _astropy_wcs(cards, hdus)
+        else:
+            wcs = _astropy_wcs(cards, None)
+        if not wcs.has_celestial:
+            raise FrameError("no celestial WCS")
+        _check_scale(wcs)
+        return wcs if wcs.wcs.lng == 0 else _longitude_first(wcs)
+
+
+def _astropy_wcs(cards: fits.Header, hdus: fits.HDUList | None) -> WCS:
+    try:
+        return WCS(cards, fobj=hdus, naxis=2)
+    except SingularMatrixError as err:
+        raise FrameError("the WCS has a singular matrix") from err
+    except (ValueError, TypeError, LookupError, AssertionError, MemoryError) as err:
+        lines = [line for line in str(err).splitlines() if line.strip() and not line.startswith("ERROR")]
+        raise FrameError(f"the WCS cannot be used: {lines[-1] if lines else type(err).__name__}") from err
+
+
+def _check_cards(cards: fits.Header) -> None:
+    """Raise for cards of the linear part that astropy would pass over or replace by a default."""
+    for key in {key for key in cards if _LINEAR_CARD.fullmatch(key)} | {"CRVAL1", "CRVAL2"}:
+        if _number((cards,), key) is None:
+            raise FrameError(f"the WCS is damaged: {key} is {'not a number' if key in cards else 'missing'}")
+    for axis in "12":
+        value, ctype = cards[f"CRVAL{axis}"], _text((cards,), f"CTYPE{axis}").upper()
+        limit = 90.0 if _LATITUDE.match(ctype) else 720.0
+        if _text((cards,), f"CUNIT{axis}").lower() in ("", "deg", "degree", "degrees") and abs(value) > limit:
+            raise FrameError(f"the WCS is nonsense: CRVAL{axis} is {value:g} degrees")
+    for form in ("CD", "PC"):
+        _check_matrix(cards, form)
+
+
+def _check_matrix(cards: fits.Header, form: str) -> None:
+    default = {"CD": 0.0, "PC": 1.0}[form]  # of the diagonal
+    given = {key: cards[key] for key in cards if re.fullmatch(form + "[12]_[12]", key)}
+    m11, m22 = (given.get(f"{form}{i}_{i}", default) for i in (1, 2))
+    m12, m21 = given.get(f"{form}1_2", 0.0), given.get(f"{form}2_1", 0.0)
+    if given and m11 * m22 - m12 * m21 == 0.0:
+        raise FrameError(f"the WCS has a singular {form} matrix")
+
+
+def _check_scale(wcs: WCS) -> None:
+    low, high = SCALE_LIMITS_ARCSEC
+    matrix = wcs.pixel_scale_matrix
+    if not (np.isfinite(matrix).all() and np.isfinite(wcs.wcs.crval).all()):
+        raise FrameError("the WCS is nonsense: it has numbers that are not finite")
+    largest, smallest = np.linalg.svd(matrix, compute_uv=False) * 3600.0
+    if smallest < 1e-6 * largest:
+        raise FrameError("the WCS has a singular matrix")
+    if smallest < low or largest > high:
+        scales = f"{smallest:.3g} to {largest:.3g}"
+        raise FrameError(f"the WCS is nonsense: {scales} arcsec per pixel is outside {low} to {high}")
+
+
+def _longitude_first(wcs: WCS) -> WCS:
+    """Return the same WCS with its world axes exchanged; the pixel axes stay."""
+    new = WCS(naxis=2)
+    new.wcs.ctype, new.wcs.cunit = list(wcs.wcs.ctype)[::-1], list(wcs.wcs.cunit)[::-1]
+    new.wcs.crval, new.wcs.crpix = wcs.wcs.crval[::-1], wcs.wcs.crpix
+    new.wcs.cd = wcs.pixel_scale_matrix[::-1]
+    new.wcs.set_pv([(3 - axis, term, value) for axis, term, value in wcs.wcs.get_pv()])
+    for name in ("lonpole", "latpole", "radesys", "equinox"):
+        setattr(new.wcs, name, getattr(wcs.wcs, name))
+    for name in ("sip", "cpdis1", "cpdis2", "det2im1", "det2im2", "pixel_shape"):
+        setattr(new, name, getattr(wcs, name))
+    new.wcs.set()
+    corner = np.array([[0.0, 0.0], [1e3, 1e3]])
+    if not np.allclose(new.all_pix2world(corner, 0)[:, ::-1], wcs.all_pix2world(corner, 0), rtol=0, atol=1e-9):
+        raise FrameError("the WCS cannot be used: its first axis is the latitude, with distortions of that axis")
+    return new
+
+
+def _find_wcs(header: fits.Header, path: Path, shape: tuple[int, int]) -> tuple[str, str]:
+    """Return the cards of the first usable WCS and the file they are from, else of the first that is declared."""
+    declared = [("", "")]
+    for text, source in _declared_wcs(header, path, shape):
+        try:
+            _wcs(text, source)
+        except FrameError as err:
+            logger.debug("%s: %s", source, err)
+            declared.append((text, source))
+        else:
+            return text, source
+    return declared[min(1, len(declared) - 1)]
+
+
+def _declared_wcs(header: fits.Header, path: Path, shape: tuple[int, int]) -> Iterator[tuple[str, str]]:
+    own = header.tostring(endcard=False, padding=False)
+    for source in (path, *_sidecars(path)):
+        text = _wcs_text(_cut(own) if source is path else _card_lines(source), shape)
+        cards = fits.Header.fromstring(text)
+        types = [_text((cards,), f"CTYPE{axis}").upper() for axis in "12"]
+        if any(_LONGITUDE.match(ctype) or _LATITUDE.match(ctype) for ctype in types):
+            yield text, str(source)
+
+
+def _wcs_text(lines: Iterable[str], shape: tuple[int, int]) -> str:
+    """Return cards of 80 characters for an image of `shape`, without those that cannot belong to a WCS."""
+    text = [f"{'NAXIS':<8}= {2:>20}", f"{'NAXIS1':<8}= {shape[1]:>20}", f"{'NAXIS2':<8}= {shape[0]:>20}"]
+    for line in lines:
+        if line[:8].strip() == "END":
+            break
+        card = _CARD.fullmatch(line)
+        if card and not _NOT_WCS.fullmatch(card[1].upper()):
+            value = "".join(char if " " <= char <= "~" else "?" for char in card[2].rstrip())
+            text.append(f"{card[1].upper():<8}= {value}"[:80])
+    return "".join(f"{card:<80}" for card in text)
+
+
+def _sidecars(path: Path) -> list[Path]:
+    stem = path.name
+    while ending := next((e for e in _ENDINGS if stem.lower().endswith(e) and len(stem) > len(e)), ""):
+        stem = stem[: -len(ending)]
+    names = [base + suffix for base in (stem, path.name) for suffix in (".wcs.hdr", ".wcs")]
+    return [path.with_name(name) for name in dict.fromkeys(names) if _is_file(path.with_name(name))]
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # the name is too long with its new ending
+        return False
+
+
+def _card_lines(path: Path) -> list[str]:
+    """Return the cards of a sidecar: lines of text, or FITS cards without line ends."""
+    try:
+        with path.open("rb") as file:
+            text = file.read(_SIDECAR_BYTES).decode("latin-1")
+    except OSError as err:
+        logger.warning("%s cannot be read: %s", path, err.strerror or err)
+        return []
+    if "\n" in text[:2880] or "\r" in text[:2880]:
+        return text.splitlines()
+    return _cut(text)
+
+
+def _cut(text: str) -> list[str]:
+    return [text[start : start + 80] for start in range(0, len(text), 80)]
+
+
+# ---- files -----------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def _open(path: Path, *, as_table: bool = False) -> Iterator[tuple[fits.HDUList, int]]:
+    """Open a frame for the block: its HDUs, numbers as stored, and its length when unpacked, in bytes."""
+    how = {"memmap": False, "do_not_scale_image_data": True, "disable_image_compression": as_table}
+    try:
+        with _quiet_astropy(), path.open("rb") as file:
+            stream, n_bytes = _unpacked(file)
+            with fits.open(stream, **how) as hdus:
+                yield hdus, n_bytes
+    except _DAMAGE as err:
+        raise FrameError(_reason(err)) from err
+
+
+def _unpacked(file: BinaryIO) -> tuple[BinaryIO, int]:
+    magic = file.read(6)
+    n_bytes = file.seek(0, io.SEEK_END)
+    file.seek(0)
+    if magic.startswith(b"\x1f\x8b"):
+        with gzip.GzipFile(fileobj=file) as packed:
+            data = packed.read()
+        magic, n_bytes, file = data[:6], len(data), io.BytesIO(data)
+    if not n_bytes:
+        raise FrameError("the file is empty")
+    if magic != b"SIMPLE":
+        raise FrameError("it is not a FITS file")
+    return file, n_bytes
+
+
+def _data_end(path: Path, hdus: fits.HDUList, index: int) -> int:
+    """Return how long the file must be to hold the data of an HDU; the padding behind them is not needed."""
+    if isinstance(hdus[index], fits.CompImageHDU):
+        with _open(path, as_table=True) as (tables, _):
+            return tables[index].fileinfo()["datLoc"] + tables[index].size
+    return hdus[index].fileinfo()["datLoc"] + hdus[index].size
+
+
+def _reason(err: Exception) -> str:
+    if isinstance(err, FileNotFoundError | NotADirectoryError):
+        return "the file does not exist"
+    if isinstance(err, IsADirectoryError):
+        return "it is a folder, not a file"
+    if isinstance(err, PermissionError):
+        return "no permission to read the file"
+    if isinstance(err, EOFError):
+        return "the file is truncated: its compressed data end too early"
+    if isinstance(err, OSError) and err.errno not in (None, errno.EINVAL):
+        return f"the file cannot be read: {err.strerror}"
+    detail = (str(err).splitlines() or [""])[0]
+    if "Empty or corrupt" in detail or "END card" in detail:
+        return "the FITS header is damaged or cut short"
+    return f"the file is damaged ({type(err).__name__}: {detail})"
+
+
+@contextlib.contextmanager
+def _quiet_astropy() -> Iterator[None]:
+    """Silence astropy: what matters of its remarks on a header is checked here, the rest repeats by thousands."""
+    log = logging.getLogger("astropy")
+    level = log.level
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", AstropyWarning)
+        log.setLevel(max(level, logging.WARNING))
+        try:
+            yield
+        finally:
+            log.setLevel(level)
+
+
+def read_image(path: Path, hdu: int | str) -> tuple[fits.Header, np.ndarray]:
+    """Read an image that ZeMosaic wrote, whole.
+
+    Returns
+    -------
+    header : astropy.io.fits.Header
+    data : ndarray
+        Native byte order.
+
+    Raises
+    ------
+    FrameError
+        If the file cannot be read or lacks the HDU.
+    """
+    try:
+        with fits.open(path, memmap=False) as hdus:
+            data = hdus[hdu].data
+            return hdus[hdu].header, data.astype(data.dtype.newbyteorder("="))
+    except (OSError, KeyError, IndexError, ValueError, AttributeError) as err:
+        raise FrameError(f"{path} cannot be read: {err}") from err
+
+
+def read_rows(path: Path, y0: int, y1: int) -> np.ndarray:
+    """Read rows ``y0:y1`` of the primary image of a product, (ny, nx) or (c, ny, nx), native byte order.
+
+    Raises
+    ------
+    FrameError
+        If the file cannot be read.
+    """
+    try:
+        with fits.open(path, memmap=True) as hdus:
+            rows = hdus[0].section[..., y0:y1, :]
+            return rows.astype(rows.dtype.newbyteorder("="))
+    except (OSError, IndexError, ValueError) as err:
+        raise FrameError(f"{path} cannot be read: {err}") from err
+
+
+def read_product_wcs(path: Path) -> WCS:
+    """Return the celestial WCS of a product.
+
+    Raises
+    ------
+    FrameError
+        If the file cannot be read.
+    """
+    try:
+        return WCS(fits.getheader(path, 0), naxis=2)
+    except OSError as err:
+        raise FrameError(f"{path} cannot be read: {err}") from err

@@ -1,0 +1,164 @@
+"""Measured frames in, frames of the stack out: the match, weights and expected noise of a whole run.
+
+Whatever decides the value of a pixel is settled here, for every frame at once, before a tile is cut.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from zemosaic_align_stack import StackFrame
+from zemosaic_fits_io import frame_wcs
+from zemosaic_measure import MeasuredFrame
+from zemosaic_photometry import Match, solve_match
+from zemosaic_reproject import Canvas, pixel_scale_deg, sample_noise
+from zemosaic_tiling import overlapping_pairs, separate_isolated
+from zemosaic_types import FrameRecord, FrameSolution, LeftOut, Rect
+
+#: A frame this much fainter than the average one (clouds) adds noise only.
+MAX_GAIN = 20.0
+
+
+@dataclass(frozen=True)
+class MatchOptions:
+    """Choices of the match; the names of the methods are those of the configuration."""
+
+    normalise: str = "linear_fit"
+    weight: str = "noise_variance"
+    kernel: str = "lanczos3"
+    rgb_equalize: bool = False
+
+
+@dataclass(frozen=True)
+class MatchedFrames:
+    """The frames of the stack with their solution, in frame order, and what was left out on the way.
+
+    `measured`, `frames` and the rows of `match` belong together.
+    """
+
+    measured: list[MeasuredFrame]
+    frames: list[StackFrame]
+    match: Match
+    left_out: list[LeftOut]
+
+
+def drop_isolated(records: list[FrameRecord]) -> tuple[list[FrameRecord], list[LeftOut]]:
+    """Return the frames that belong to one mosaic, and those too far away from it to be on its canvas."""
+    geometry = np.array([_centre_and_diagonal(record) for record in records])
+    inside, distance = separate_isolated(geometry[:, :2], geometry[:, 2])
+    left_out = [
+        LeftOut(r.path, f"too far from the mosaic: its nearest frame is {far:.1f} deg away", r.line)
+        for r, keep, far in zip(records, inside, distance, strict=True)
+        if not keep
+    ]
+    return [record for record, keep in zip(records, inside, strict=True) if keep], left_out
+
+
+def _centre_and_diagonal(record: FrameRecord) -> tuple[float, float, float]:
+    """Return right ascension and declination of a frame's centre and its diagonal, in degrees."""
+    wcs = frame_wcs(record.header)
+    ny, nx = record.header.shape
+    ra, dec = wcs.all_pix2world(0.5 * (nx - 1), 0.5 * (ny - 1), 0)
+    return float(ra), float(dec), float(np.hypot(ny, nx)) * pixel_scale_deg(wcs)
+
+
+def match_frames(measured: list[MeasuredFrame], options: MatchOptions) -> MatchedFrames:
+    """Solve gains and offsets of all frames and derive their weights.
+
+    Frames that clouds have all but blotted out are left out, and the others solved again without them.
+    `frames` is empty if none is left.
+    """
+    left_out: list[LeftOut] = []
+    match = _solve(measured, options.normalise)
+    while (bad := _blotted_out(measured, match)).any():
+        for m, drop, gain in zip(measured, bad, match.gain, strict=True):
+            if drop:
+                reason = f"its stars are {gain.max():.0f} times fainter than in the other frames (clouds?)"
+                left_out.append(LeftOut(m.record.path, reason, m.record.line))
+        measured = [m for m, drop in zip(measured, bad, strict=True) if not drop]
+        if not measured:
+            return MatchedFrames([], [], match, left_out)
+        match = _solve(measured, options.normalise)
+    if options.rgb_equalize:
+        match = _equalised(measured, match)
+    frames = [_stack_frame(m, match, k, options) for k, m in enumerate(measured)]
+    return MatchedFrames(measured, frames, match, left_out)
+
+
+def _solve(measured: list[MeasuredFrame], method: str) -> Match:
+    placements = [m.placement for m in measured]
+    area_ratio = np.array([p.area_ratio for p in placements])
+    return solve_match([m.measure for m in measured], overlapping_pairs(placements), area_ratio, method=method)
+
+
+def _blotted_out(measured: list[MeasuredFrame], match: Match) -> np.ndarray:
+    area_ratio = np.array([m.placement.area_ratio for m in measured])
+    return ~(match.gain < MAX_GAIN * area_ratio[:, None]).all(axis=1)
+
+
+def _equalised(measured: list[MeasuredFrame], match: Match) -> Match:
+    """Scale the channels so that their matched skies are equal; the middle one stays."""
+    sky = np.array([m.measure.sky for m in measured])
+    level = (match.gain * sky + match.offset).mean(axis=0)
+    if not (level > 0).all():
+        return match
+    scale = np.median(level) / level
+    return replace(match, gain=match.gain * scale, offset=match.offset * scale)
+
+
+def _stack_frame(m: MeasuredFrame, match: Match, k: int, options: MatchOptions) -> StackFrame:
+    gain, offset = match.gain[k], match.offset[k]
+    noise = gain * m.measure.noise
+    factor = sample_noise(options.kernel, bool(m.record.header.bayer), gain.size)
+    solution = FrameSolution(
+        gain=tuple(gain.tolist()),
+        offset=tuple(offset.tolist()),
+        noise=tuple((noise * factor).tolist()),
+        weight=tuple(_weight(options.weight, noise, m.measure.fwhm_px).tolist()),
+    )
+    return StackFrame(
+        m.record, m.placement, solution, tuple(m.measure.sky.tolist()), tuple(m.measure.noise.tolist())
+    )
+
+
+def _weight(method: str, noise: np.ndarray, fwhm_px: float) -> np.ndarray:
+    """Return the weight of a frame: 1, the inverse variance of its normalised sky, or that over FWHM squared.
+
+    Raises
+    ------
+    ValueError
+        If the method is unknown.
+    """
+    if method == "none":
+        return np.ones_like(noise)
+    if method == "noise_variance":
+        return 1.0 / np.square(noise)
+    if method == "noise_fwhm":
+        # A frame without stars has no FWHM; it is taken as very blurred.
+        return 1.0 / np.square(noise * (fwhm_px if np.isfinite(fwhm_px) else 10.0))
+    raise ValueError(f"unknown weighting {method!r}; known: none, noise_variance, noise_fwhm")
+
+
+def trim_canvas(canvas: Canvas, frames: list[StackFrame]) -> tuple[Canvas, list[StackFrame]]:
+    """Cut the canvas to what its frames cover, on the same pixel grid; frames move by whole pixels."""
+    outline = np.concatenate([np.array(frame.placement.polygon) for frame in frames])
+    (x0, y0), (x1, y1) = np.floor(outline.min(axis=0)), np.ceil(outline.max(axis=0))
+    rect = Rect(int(y0), int(y1) + 1, int(x0), int(x1) + 1).intersect(canvas.rect)
+    if rect == canvas.rect:
+        return canvas, frames
+    moved = []
+    for frame in frames:
+        p = frame.placement
+        polygon = tuple((x - rect.x0, y - rect.y0) for x, y in p.polygon)
+        placement = replace(p, bounds=p.bounds.shifted(-rect.y0, -rect.x0), polygon=polygon)
+        moved.append(replace(frame, placement=placement))
+    return canvas.window(rect), moved
+
+
+def extent_px(frame: StackFrame) -> tuple[int, int]:
+    """Return the size ``(ny, nx)`` of a frame in canvas pixels, without its rotation."""
+    scale = 1.0 / np.sqrt(frame.placement.area_ratio)
+    ny, nx = frame.record.header.shape
+    return round(ny * scale), round(nx * scale)

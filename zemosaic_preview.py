@@ -1,0 +1,102 @@
+"""The stretched picture of a mosaic, and its 16-bit version for viewers."""
+
+from __future__ import annotations
+
+import numpy as np
+from astropy.visualization import AsinhStretch
+from scipy.optimize import brentq
+
+MAX_PREVIEW_PX = 3200
+
+_BLACK_SIGMA = 2.8
+_WHITE_PERCENT = 99.9
+_WHITE_SIGMA = 20.0
+_SKY_BRIGHTNESS = 0.13
+_MAD_TO_SIGMA = 1.482602218505602
+
+
+def shrink_factor(shape: tuple[int, int]) -> int:
+    """Return the whole number of mosaic pixels a side that one preview pixel stands for."""
+    return max(1, -(-max(shape) // MAX_PREVIEW_PX))
+
+
+def shrink_rows(rows: np.ndarray, factor: int) -> np.ndarray:
+    """Return block means of some rows, NaN only where a whole block has no data.
+
+    Parameters
+    ----------
+    rows : ndarray, shape (c, m, nx)
+        `m` is a multiple of `factor`, or less than it at the end of the image.
+    factor : int
+
+    Returns
+    -------
+    ndarray, shape (c, ceil(m / factor), ceil(nx / factor)), float32
+    """
+    c, m, nx = rows.shape
+    height, width = -(-m // factor), -(-nx // factor)
+    padded = np.full((c, height * factor, width * factor), np.nan, dtype=np.float32)
+    padded[:, :m, :nx] = rows
+    blocks = padded.reshape(c, height, factor, width, factor)
+    found = np.isfinite(blocks)
+    total = np.where(found, blocks, 0).sum(axis=(2, 4), dtype=np.float64)
+    count = found.sum(axis=(2, 4))
+    return np.where(count > 0, total / np.maximum(count, 1), np.nan).astype(np.float32)
+
+
+def stretch(image: np.ndarray) -> np.ndarray:
+    """Return an image as 8-bit RGBA, first row on top, transparent where there is no data.
+
+    Every channel starts at its own sky, so the sky comes out neutral; all share one asinh scale, chosen so that
+    the sky is dark grey, so star colours stay.
+
+    Parameters
+    ----------
+    image : ndarray, shape (c, ny, nx), float32
+        c is 1 or 3; first row at the bottom; NaN = no data.
+
+    Returns
+    -------
+    ndarray, shape (ny, nx, 4), uint8
+    """
+    covered = np.isfinite(image).any(axis=0)
+    sky, sigma, white = np.transpose([_levels(plane) for plane in image])
+    black = sky - _BLACK_SIGMA * sigma
+    span = max(float(np.max(np.maximum(white, sky + _WHITE_SIGMA * sigma) - black)), 1e-12)
+    scaled = np.clip((image - black[:, None, None]) / span, 0.0, 1.0)
+    softening = _softening(float(np.median((sky - black) / span)))
+    bright = AsinhStretch(softening)(np.nan_to_num(scaled))
+    rgba = np.zeros((*image.shape[1:], 4), dtype=np.uint8)
+    rgba[..., :3] = np.rint(255.0 * np.moveaxis(np.broadcast_to(bright, (3, *bright.shape[1:])), 0, -1))
+    rgba[..., 3] = np.where(covered, 255, 0)
+    return rgba[::-1]
+
+
+def _softening(sky: float) -> float:
+    """Return the asinh softening that shows a sky of this share of the span at `_SKY_BRIGHTNESS`."""
+
+    def excess(a: float) -> float:
+        return float(AsinhStretch(a)(np.array(sky))) - _SKY_BRIGHTNESS
+
+    low, high = 1e-4, 1.0
+    if not excess(low) > 0 > excess(high):
+        return high if excess(high) >= 0 else low
+    return float(brentq(excess, low, high))
+
+
+def _levels(plane: np.ndarray) -> tuple[float, float, float]:
+    """Return sky, its sigma and the white level of the pixels that have data."""
+    values = plane[np.isfinite(plane)].astype(np.float64)
+    if values.size == 0:
+        return 0.0, 0.0, 1.0
+    sky = float(np.median(values))
+    sigma = _MAD_TO_SIGMA * float(np.median(np.abs(values - sky)))
+    return sky, sigma, float(np.percentile(values, _WHITE_PERCENT))
+
+
+def to_uint16(rows: np.ndarray) -> np.ndarray:
+    """Return values rounded and clipped to 0..65535; no data becomes 0.
+
+    The scale and the zero point stay: a value is the same number in both files.
+    """
+    return np.clip(np.rint(np.nan_to_num(rows, nan=0.0)), 0, 65535).astype(np.uint16)

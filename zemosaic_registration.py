@@ -1,0 +1,124 @@
+"""Star lists: which stars a frame shows, where, how bright and how sharp.
+
+Kernels over arrays. Detection and aperture photometry are SExtractor's, through ``sep`` (E. Bertin,
+S. Arnouts, A&AS 117, 393, 1996; K. Barbary, JOSS 1, 58, 2016).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import sep
+
+#: Radius of the photometric aperture in units of the frame's FWHM: one shape of star gives one share of its
+#: light whatever the seeing.
+APERTURE_FWHM = 2.0
+
+_MESH_PX = 64
+_THRESHOLD_SIGMA = 3.0
+_MAX_STARS = 500
+_PIXEL_STACK = 1_000_000
+
+
+@dataclass(frozen=True)
+class StarList:
+    """Stars of one plane, brightest first.
+
+    Attributes
+    ----------
+    x, y : ndarray, shape (m,), float64
+        Centres in the plane's pixels.
+    flux : ndarray, shape (m,), float64
+        Detected flux, for ordering only.
+    fwhm_px : float
+        Median full width at half maximum in the plane's pixels; NaN without stars.
+    elongation : float
+        Median ratio of the axes; NaN without stars.
+    """
+
+    x: np.ndarray
+    y: np.ndarray
+    flux: np.ndarray
+    fwhm_px: float
+    elongation: float
+
+
+def subtract_background(plane: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the plane less its mesh background, and the mask of missing pixels.
+
+    Parameters
+    ----------
+    plane : ndarray, shape (ny, nx), float32
+        NaN = no data.
+
+    Returns
+    -------
+    residual : ndarray, shape (ny, nx), float32
+        0 where there is no data.
+    mask : ndarray, shape (ny, nx), bool
+        True = no data.
+    """
+    mask = ~np.isfinite(plane)
+    data = np.ascontiguousarray(np.where(mask, np.float32(0), plane), dtype=np.float32)
+    mesh = min(_MESH_PX, *plane.shape)
+    background = sep.Background(data, mask=mask, bw=mesh, bh=mesh)
+    residual = data - background.back(dtype=np.float32)
+    residual[mask] = 0.0
+    return residual, mask
+
+
+def find_stars(
+    residual: np.ndarray, mask: np.ndarray, noise: float, *, exclude: np.ndarray | None = None
+) -> StarList:
+    """Return the unsaturated, roundish, whole stars of a background-subtracted plane.
+
+    Parameters
+    ----------
+    residual, mask : ndarray, shape (ny, nx)
+        From `subtract_background`.
+    noise : float
+        Standard deviation of a pixel.
+    exclude : ndarray of bool, shape (ny, nx), optional
+        Stars whose brightest pixel lies on one of these (saturated) pixels are left out.
+    """
+    sep.set_extract_pixstack(_PIXEL_STACK)
+    sources = sep.extract(residual, _THRESHOLD_SIGMA, err=noise, mask=mask, minarea=5, deblend_nthresh=16)
+    whole = (sources["flag"] & (sep.OBJ_TRUNC | sep.OBJ_MERGED)) == 0
+    good = whole & (sources["a"] < 2.0 * sources["b"])
+    if exclude is not None:
+        good &= ~exclude[sources["ypeak"], sources["xpeak"]]
+    sources = sources[good]
+    sources = sources[np.argsort(-sources["flux"], kind="stable")][:_MAX_STARS]
+    if len(sources) == 0:
+        nothing = np.empty(0)
+        return StarList(nothing, nothing, nothing, np.nan, np.nan)
+    sharpest = sources[: max(10, len(sources) // 2)]
+    radius, _ = sep.flux_radius(residual, sharpest["x"], sharpest["y"], 6.0 * sharpest["a"], 0.5, mask=mask)
+    return StarList(
+        sources["x"].astype(np.float64),
+        sources["y"].astype(np.float64),
+        sources["flux"].astype(np.float64),
+        float(2.0 * np.median(radius)),
+        float(np.median(sharpest["a"] / sharpest["b"])),
+    )
+
+
+def aperture_fluxes(
+    residual: np.ndarray, mask: np.ndarray, x: np.ndarray, y: np.ndarray, radius: float, noise: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return fluxes in circular apertures and their background noise, NaN where an aperture is not whole.
+
+    Parameters
+    ----------
+    residual, mask : ndarray, shape (ny, nx)
+    x, y : ndarray, shape (m,)
+        Centres in the plane's pixels.
+    radius : float
+        In pixels of the plane.
+    noise : float
+        Standard deviation of a pixel.
+    """
+    flux, error, flag = sep.sum_circle(residual, x, y, radius, err=noise, mask=mask)
+    broken = (flag & (sep.APER_TRUNC | sep.APER_HASMASKED)) != 0
+    return np.where(broken, np.nan, flux), np.where(broken, np.nan, error)
