@@ -303,6 +303,7 @@ class _GridRun:
         self.failed_tiles: list[TileFailure] = []
         self.peak = {"main": 0, "worker": 0}
         self._handler: logging.Handler | None = None
+        self._level = logging.NOTSET
 
     def execute(self) -> RunResult:
         ensure_writable_folder(self.paths.folder)
@@ -621,9 +622,15 @@ class _GridRun:
     def _open_log(self) -> None:
         self._handler = logging.FileHandler(self.paths.log, mode="w", encoding="utf-8")
         self._handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-        logging.getLogger("ZeMosaicWorker").addHandler(self._handler)
+        family = logging.getLogger("ZeMosaicWorker")
+        self._level = family.level
+        if family.level == logging.NOTSET:
+            family.setLevel(logging.INFO)
+        family.addHandler(self._handler)
 
     def close_log(self) -> None:
         if self._handler is not None:
-            logging.getLogger("ZeMosaicWorker").removeHandler(self._handler)
+            family = logging.getLogger("ZeMosaicWorker")
+            family.removeHandler(self._handler)
+            family.setLevel(self._level)
             self._handler.close()

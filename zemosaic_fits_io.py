@@ -24,6 +24,9 @@ from typing import BinaryIO, NamedTuple
 
 import numpy as np
 from astropy.io import fits
+
+# What a damaged tile raises has no public name and is derived from Exception alone.
+from astropy.io.fits.hdu.compressed._compression import CfitsioException
 from astropy.utils.exceptions import AstropyWarning
 from astropy.wcs import WCS, SingularMatrixError
 
@@ -38,7 +41,7 @@ _ENDINGS = (".fits", ".fit", ".fts", ".fz", ".gz")
 _SIDECAR_BYTES = 1 << 20
 # What astropy, gzip and the decompressors raise when a file is not what its header says.
 _DAMAGE = (OSError, EOFError, TypeError, ValueError, LookupError, OverflowError, AttributeError, RuntimeError)
-_DAMAGE += (MemoryError, struct.error, zlib.error, fits.VerifyError)
+_DAMAGE += (MemoryError, struct.error, zlib.error, fits.VerifyError, CfitsioException)
 _NOT_WCS = re.compile(
     r"SIMPLE|XTENSION|BITPIX|NAXIS\d*|EXTEND|[PG]COUNT|GROUPS|BSCALE|BZERO|BLANK|CHECKSUM|DATASUM|COMMENT|HISTORY"
 )
@@ -164,7 +167,7 @@ def _values(headers: Headers, keys: Iterable[str]) -> Iterator[object]:
         for header in headers:
             try:
                 value = header.get(key)
-            except fits.VerifyError:  # a card that cannot be parsed says nothing
+            except (fits.VerifyError, ValueError):  # a card that cannot be parsed says nothing
                 continue
             if value is not None and not isinstance(value, fits.card.Undefined):
                 yield value
@@ -218,7 +221,10 @@ def _sexagesimal_deg(text: str, *, is_ra: bool) -> float | None:
 
 
 def read_section(path: Path, header: FrameHeader, rect: Rect) -> np.ndarray:
-    """Read a rectangle of a frame; of an uncompressed file only the rows that it touches.
+    """Read a rectangle of a frame.
+
+    Of a plain file only the rows that it touches are read, of compressed tiles only those are unpacked; a gzipped
+    file is unpacked whole each time.
 
     Parameters
     ----------
@@ -340,6 +346,8 @@ class _Geometry(NamedTuple):
 
 
 def _geometry(stored: tuple[int, ...]) -> _Geometry:
+    if not all(isinstance(length, int) and length > 0 for length in stored):
+        raise FrameError(f"the FITS header is damaged: the image has the shape {stored}")
     core = stored
     while 2 < len(core) <= 4 and core[0] == 1:
         core = core[1:]
@@ -522,13 +530,20 @@ def _find_wcs(header: fits.Header, path: Path, shape: tuple[int, int]) -> tuple[
 
 
 def _declared_wcs(header: fits.Header, path: Path, shape: tuple[int, int]) -> Iterator[tuple[str, str]]:
-    own = header.tostring(endcard=False, padding=False)
     for source in (path, *_sidecars(path)):
-        text = _wcs_text(_cut(own) if source is path else _card_lines(source), shape)
+        text = _wcs_text(_card_images(header) if source is path else _card_lines(source), shape)
         cards = fits.Header.fromstring(text)
         types = [_text((cards,), f"CTYPE{axis}").upper() for axis in "12"]
         if any(_LONGITUDE.match(ctype) or _LATITUDE.match(ctype) for ctype in types):
             yield text, str(source)
+
+
+def _card_images(header: fits.Header) -> Iterator[str]:
+    for card in header.cards:
+        try:
+            yield card.image
+        except (fits.VerifyError, ValueError):  # a card that cannot be parsed says nothing
+            continue
 
 
 def _wcs_text(lines: Iterable[str], shape: tuple[int, int]) -> str:
@@ -627,6 +642,10 @@ def _reason(err: Exception) -> str:
     if isinstance(err, OSError) and err.errno not in (None, errno.EINVAL):
         return f"the file cannot be read: {err.strerror}"
     detail = (str(err).splitlines() or [""])[0]
+    if isinstance(err, gzip.BadGzipFile | zlib.error):
+        return f"the compressed data are damaged: {detail}"
+    if "No SIMPLE card" in detail:
+        return "it is not a FITS file"
     if "Empty or corrupt" in detail or "END card" in detail:
         return "the FITS header is damaged or cut short"
     return f"the file is damaged ({type(err).__name__}: {detail})"

@@ -135,7 +135,7 @@ def write_hdus(path: Path, hdulist: fits.HDUList) -> None:
 
 
 class _Sink:
-    """A file that astropy takes for a stream: it does not mind its reserved length, nor hide why a write failed."""
+    """A file that astropy takes for a stream: it minds no reserved length and hides no reason of failure."""
 
     def __init__(self, file: BinaryIO) -> None:
         self.write, self.flush, self.tell = file.write, file.flush, file.tell
@@ -273,8 +273,9 @@ class ImageStream:
             self._file.write(run.data)
 
     def _finish(self, extensions: bytes) -> None:
-        # The padding behind the data is zero: reserving made the file as long as it will be.
+        # The padding behind the image is zero: reserving made the file that long.
         self._file.seek(self._size)
+        self._size += len(extensions)
         self._file.write(extensions)
         self._file.seek(0)
         self._file.write(_header_bytes(_with_checksums(self._header, _folded(self._sum))))

@@ -6,7 +6,6 @@ the `FrameRecord`s that the rest of a run works with. Headers are read, pixels n
 
 from __future__ import annotations
 
-import codecs
 import csv
 import io
 import logging
@@ -15,7 +14,7 @@ import os
 import re
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path, PureWindowsPath
 
@@ -26,35 +25,19 @@ from astropy.wcs.utils import wcs_to_celestial_frame
 from zemosaic_events import CancelToken
 from zemosaic_fits_io import frame_wcs, read_frame_header
 from zemosaic_fits_write import write_text
+from zemosaic_plan_table import ALIASES, FITS_NAME, PlanTable, clean_cell, read_table
 from zemosaic_types import FrameError, FrameHeader, FrameRecord, LeftOut, PlanError, PlanRow
 
 logger = logging.getLogger("ZeMosaicWorker.plan")
 
 PLAN_NAME = "stack_plan.csv"
-ALIASES = {
-    "order": ("order", "seq", "sequence", "index"),
-    "batch_id": ("batch_id", "batch", "session", "night"),
-    "mount": ("mount", "eqmode", "mount_mode"),
-    "bortle": ("bortle", "bortle_class", "sky_quality"),
-    "telescope": ("telescope",),
-    "session_date": ("session_date",),
-    "filter": ("filter", "band", "channel"),
-    "exposure": ("exposure", "exp", "exptime", "exposure_s"),
-    "file_path": ("file_path", "filepath", "file", "path", "filename", "fits", "raw"),
-    "ra": ("ra", "ra_deg"),
-    "dec": ("dec", "dec_deg"),
-}
 PLAN_COLUMNS = tuple(ALIASES)
 NO_WCS = "no celestial WCS in the file or beside it"
 
 Progress = Callable[[int, int], None]
 
 _TEXT_COLUMNS = ("batch_id", "mount", "bortle", "telescope", "session_date", "filter")
-_KNOWN_NAMES = frozenset(alias for aliases in ALIASES.values() for alias in aliases)
-_DELIMITERS = (",", ";", "|", "\t", " ")
-_MAX_LINES_A_ROW = 8  # a quoted cell may hold line breaks; a quote never closed must not eat the file
 _MAX_REASONS = 3
-_FITS_NAME = re.compile(r"\.(fit|fits|fts)(\.fz|\.gz)?$", re.IGNORECASE)
 _OWN_MOSAIC = re.compile(r"mosaic_grid.*\.fits$", re.IGNORECASE)
 _OWN_TILE = re.compile(r"tile_.*\.fits$", re.IGNORECASE)
 _SERIAL = re.compile(r"[_#].*|[\s-]*\b(?=[a-f]*\d)[0-9a-f]{6,}\b", re.IGNORECASE)
@@ -66,22 +49,6 @@ _MOUNTS = {
 
 
 # ---- reading a plan -------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class _Table:
-    """A CSV file as text: its cells, and which column of the plan each of them belongs to."""
-
-    delimiter: str
-    places: dict[str, tuple[int, ...]]
-    records: list[tuple[int, list[str]]]
-
-    def cell(self, cells: Sequence[str], column: str) -> str:
-        """Return the first cell of `column`'s aliases that is not empty, or an empty text."""
-        for place in self.places.get(column, ()):
-            if place < len(cells) and cells[place]:
-                return cells[place]
-        return ""
 
 
 def read_plan(csv_path: Path) -> tuple[list[PlanRow], list[LeftOut]]:
@@ -108,7 +75,7 @@ def read_plan(csv_path: Path) -> tuple[list[PlanRow], list[LeftOut]]:
     PlanError
         If the file cannot be read, is empty, has no column of paths, or has no usable row.
     """
-    table = _read_table(csv_path)
+    table = read_table(csv_path)
     folder = csv_path.absolute().parent
     rows: list[PlanRow] = []
     left_out: list[LeftOut] = []
@@ -145,7 +112,7 @@ def _no_usable(what: str, left_out: Sequence[LeftOut]) -> str:
     return f"{what}: {'; '.join(reasons)}"
 
 
-def _plan_row(table: _Table, line: int, cells: list[str], path: Path) -> PlanRow:
+def _plan_row(table: PlanTable, line: int, cells: list[str], path: Path) -> PlanRow:
     texts = {name: table.cell(cells, name) for name in _TEXT_COLUMNS}
     numbers = {name: _number(table, line, cells, name) for name in ("exposure", "order", "ra", "dec")}
     order = numbers["order"]
@@ -160,7 +127,7 @@ def _plan_row(table: _Table, line: int, cells: list[str], path: Path) -> PlanRow
     )
 
 
-def _number(table: _Table, line: int, cells: list[str], column: str) -> float | None:
+def _number(table: PlanTable, line: int, cells: list[str], column: str) -> float | None:
     """Return the number in a column, or None; a text that is no sensible number is logged."""
     text = table.cell(cells, column)
     if not text:
@@ -180,137 +147,6 @@ def _number(table: _Table, line: int, cells: list[str], column: str) -> float | 
 def _mount(text: str) -> str:
     """Return ``"EQ"``, ``"ALTZ"`` or, for anything else, an empty text."""
     return _MOUNTS.get(re.sub(r"[\s/_-]", "", text).upper(), "")
-
-
-# ---- the text of a plan ---------------------------------------------------------------------------------
-
-
-def _read_table(csv_path: Path) -> _Table:
-    try:
-        text = _decode(csv_path.read_bytes())
-    except OSError as err:
-        raise PlanError(f"{csv_path} cannot be read: {err.strerror or err}") from err
-    # newline="" keeps the line ends as they are and cuts at \n, \r and \r\n only.
-    lines = io.StringIO(text, newline="").readlines()
-    delimiter = _sniff([line for line in lines if not _ignored(line)][:1])
-    records = list(_records(lines, delimiter))
-    if not records:
-        raise PlanError(f"{csv_path} is empty")
-    header = records[0][1]
-    places = _places(header)
-    if not places and (column := _fits_column(header)) is not None:
-        logger.info("[GRID] %s has no header; column %d is read as the path", csv_path.name, column + 1)
-        return _Table(delimiter, {"file_path": (column,)}, records)
-    if "file_path" not in places:
-        raise PlanError(
-            f"{csv_path} has no column with file paths: its columns are {', '.join(header)[:200]!r}; "
-            f"one of {', '.join(ALIASES['file_path'])} is needed"
-        )
-    if len(records) == 1:
-        raise PlanError(f"{csv_path} has a header but no rows")
-    return _Table(delimiter, places, records[1:])
-
-
-def _decode(data: bytes) -> str:
-    """Return the text; a line that is not UTF-8 is taken as Windows-1252 rather than lost."""
-    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-        return data.decode("utf-16", errors="replace")
-    return "".join(map(_decode_line, data.removeprefix(codecs.BOM_UTF8).splitlines(keepends=True)))
-
-
-def _decode_line(data: bytes) -> str:
-    try:
-        return data.decode("utf-8")
-    except UnicodeDecodeError:
-        return data.decode("cp1252", errors="replace")
-
-
-def _ignored(line: str) -> bool:
-    """Whether a line is blank (a spreadsheet's row of nothing but delimiters too) or a comment."""
-    text = line.strip(" \t\r\n,;|\"'")
-    return not text or line.lstrip().startswith("#")
-
-
-def _sniff(line: list[str]) -> str:
-    """Return the delimiter that makes most sense of the first line, a comma if none does.
-
-    Known column names count first, then whether a cell is the path of a FITS file, then the number of cells. A
-    space is tried last, because it is common inside names and paths.
-    """
-    best, best_score = ",", (0, False, 0)
-    for delimiter in _DELIMITERS:
-        cells = _split(line, delimiter)
-        n_known = sum(_column_name(cell) in _KNOWN_NAMES for cell in cells)
-        score = (n_known, _fits_column(cells) is not None, len(cells))
-        if score > best_score and (delimiter != " " or best_score[:2] == (0, False)):
-            best, best_score = delimiter, score
-    return best
-
-
-def _records(lines: list[str], delimiter: str) -> Iterator[tuple[int, list[str]]]:
-    """Yield ``(line number, cells)`` of every row with a cell that is not empty."""
-    index, n_columns = 0, 0
-    while index < len(lines):
-        n_lines = 1
-        if not _ignored(lines[index]):
-            cells, n_lines = _record_at(lines, index, delimiter)
-            # Columns padded with spaces: a run of them is one delimiter.
-            if delimiter == " " and len(cells) != n_columns:
-                cells = [cell for cell in cells if cell]
-            n_columns = n_columns or len(cells)
-            if any(cells):
-                yield index + 1, cells
-        index += n_lines
-
-
-def _record_at(lines: list[str], index: int, delimiter: str) -> tuple[list[str], int]:
-    """Return the cells of the row that starts at `index`, and how many lines it takes.
-
-    A row takes more than one line only where a quoted cell with line breaks is closed properly and soon; so a
-    stray quote spoils its own row and none of those below.
-    """
-    window = lines[index : index + _MAX_LINES_A_ROW]
-    reader = csv.reader(window, delimiter=delimiter, skipinitialspace=delimiter != " ", strict=True)
-    try:
-        cells = next(reader)
-    except csv.Error:
-        return _split(window[:1], delimiter), 1
-    return [_clean(cell) for cell in cells], reader.line_num
-
-
-def _split(line: list[str], delimiter: str) -> list[str]:
-    """Return the cells of one line, whatever its quotes are."""
-    try:
-        cells = next(csv.reader(line, delimiter=delimiter, skipinitialspace=delimiter != " "), [])
-    except csv.Error:  # a cell longer than the csv module takes
-        cells = line[0].split(delimiter)
-    return [_clean(cell) for cell in cells]
-
-
-def _clean(cell: str) -> str:
-    """Return a cell without the blanks and the pair of quotes around it."""
-    text = cell.strip()
-    if len(text) >= 2 and text[0] == text[-1] and text[0] in "\"'":
-        text = text[1:-1].strip()
-    return text
-
-
-def _column_name(cell: str) -> str:
-    return re.sub(r"[\s-]+", "_", cell.casefold())
-
-
-def _places(header: Sequence[str]) -> dict[str, tuple[int, ...]]:
-    """Return, for each known column, the indices of the cells that may hold it, best alias first."""
-    names = [_column_name(cell) for cell in header]
-    places = {
-        column: tuple(i for alias in aliases for i, name in enumerate(names) if name == alias)
-        for column, aliases in ALIASES.items()
-    }
-    return {column: found for column, found in places.items() if found}
-
-
-def _fits_column(cells: Sequence[str]) -> int | None:
-    return next((i for i, cell in enumerate(cells) if _FITS_NAME.search(cell)), None)
 
 
 # ---- paths ----------------------------------------------------------------------------------------------
@@ -415,7 +251,7 @@ def scan_folder(
     links: list[Path] = []
     for here, real, entries in _walk(root, exclude, cancel):
         for entry in entries:
-            if not _FITS_NAME.search(entry.name) or _own_product(here, entry.name):
+            if not FITS_NAME.search(entry.name) or _own_product(here, entry.name):
                 continue
             if entry.is_symlink():
                 links.append(here / entry.name)
@@ -659,7 +495,7 @@ def write_plan(path: Path, rows: Sequence[PlanRow]) -> None:
     folder = path.absolute().parent
     for row in rows:
         file_path = frame_id(row.path, folder)
-        if _clean(file_path) != file_path:  # blanks or quotes at the ends would be lost in reading
+        if clean_cell(file_path) != file_path:  # blanks or quotes at the ends would be lost in reading
             file_path = f"./{file_path}"
         # The csv module writes None as an empty cell and a float so that it reads back as the same number.
         texts = (getattr(row, name) for name in _TEXT_COLUMNS)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-from astropy.visualization import AsinhStretch
 from scipy.optimize import brentq
 
 MAX_PREVIEW_PX = 3200
@@ -65,7 +64,7 @@ def stretch(image: np.ndarray) -> np.ndarray:
     span = max(float(np.max(np.maximum(white, sky + _WHITE_SIGMA * sigma) - black)), 1e-12)
     scaled = np.clip((image - black[:, None, None]) / span, 0.0, 1.0)
     softening = _softening(float(np.median((sky - black) / span)))
-    bright = AsinhStretch(softening)(np.nan_to_num(scaled))
+    bright = np.arcsinh(np.nan_to_num(scaled) / softening) / np.arcsinh(1.0 / softening)
     rgba = np.zeros((*image.shape[1:], 4), dtype=np.uint8)
     rgba[..., :3] = np.rint(255.0 * np.moveaxis(np.broadcast_to(bright, (3, *bright.shape[1:])), 0, -1))
     rgba[..., 3] = np.where(covered, 255, 0)
@@ -76,7 +75,7 @@ def _softening(sky: float) -> float:
     """Return the asinh softening that shows a sky of this share of the span at `_SKY_BRIGHTNESS`."""
 
     def excess(a: float) -> float:
-        return float(AsinhStretch(a)(np.array(sky))) - _SKY_BRIGHTNESS
+        return float(np.arcsinh(sky / a) / np.arcsinh(1.0 / a)) - _SKY_BRIGHTNESS
 
     low, high = 1e-4, 1.0
     if not excess(low) > 0 > excess(high):

@@ -10,10 +10,10 @@ Rejections
     Every sample survives.
 ``kappa_sigma``
     Iterated clip about the median at ``kappa_low`` and ``kappa_high`` standard deviations of the survivors.
-    With ``spread="auto"`` the deviation is not the sample's but the larger of its robust spread (scaled median
-    absolute deviation) and the expected noise of its frames, plus a term for steep places: a sample's own
-    standard deviation cannot reject anything among n <= 10 samples, where no deviation exceeds
-    (n - 1) / sqrt(n), and a bad sample in twenty widens it enough to hide faint ones.
+    With ``spread="auto"`` the deviation is not the sample's but the larger of the expected noise of its frames
+    and its robust spread (scaled median absolute deviation, less its own standard error), plus a term for steep
+    places: a sample's own standard deviation cannot reject anything among n <= 10 samples, where no deviation
+    exceeds (n - 1) / sqrt(n), and a bad sample in twenty widens it enough to hide faint ones.
 ``winsorized_sigma_clip``
     Huber-winsorised spread iterated to convergence (1.5 sigma, factor 1.134), then a clip of the original
     samples about their median, repeated; the form used by PixInsight and Siril. The winsor limits give the
@@ -37,6 +37,9 @@ from zemosaic_types import StackParams
 #: Share of the step to the neighbouring pixel that enters the spread: what changes of seeing and a residual
 #: misalignment of about 0.3 px do on the flank of a star.
 STEEPNESS_SHARE = 0.4
+
+#: Relative standard error of the median absolute deviation of n normal samples, times sqrt n.
+MAD_ERROR = 1.17
 
 #: Rows and columns around the wanted pixels that the rejection looks at.
 HALO_PX = 1
@@ -179,7 +182,9 @@ def _modelled_bounds(data: np.ndarray, noise: np.ndarray, params: StackParams) -
     median, spread, expected = (np.empty(shape, dtype=np.float32) for _ in range(3))
     count = np.empty(shape, dtype=np.int32)
     kernels.robust_statistics(data, np.square(noise, dtype=np.float64), median, spread, expected, count)
-    variance = np.maximum(np.square(spread), expected)
+    # What the samples prove of their spread: one standard error below its estimate.
+    proven = spread / (1.0 + MAD_ERROR / np.sqrt(np.maximum(count, 1), dtype=np.float32))
+    variance = np.maximum(np.square(proven), expected)
     step = np.square(kernels.steepness(median))
     # The median's own noise makes steps of up to 2.5 sigma of a difference of two medians.
     step -= (2.5**2 * np.pi) * variance / np.maximum(count, 1)

@@ -19,8 +19,9 @@ def real_data():
 
 
 @pytest.fixture(autouse=True)
-def own_configuration(monkeypatch, tmp_path):
+def own_configuration(monkeypatch, tmp_path_factory):
     """No test reads or writes the user's own configuration."""
+    own = str(tmp_path_factory.mktemp("own"))
     monkeypatch.delenv("ZEMOSAIC_CONFIG", raising=False)
     for name in ("XDG_CONFIG_HOME", "APPDATA", "HOME"):
-        monkeypatch.setenv(name, str(tmp_path / "own"))
+        monkeypatch.setenv(name, own)

@@ -88,7 +88,8 @@ def modelled_survivors(values, low, high, variances, step, share):
     if len(values) < 3:
         return list(values)
     median = float(np.median(values))
-    variance = max(scaled_mad(values) ** 2, sum(variances) / len(variances))
+    proven = scaled_mad(values) / (1 + 1.17 / math.sqrt(len(values)))
+    variance = max(proven**2, sum(variances) / len(variances))
     excess = step**2 - 2.5**2 * math.pi * variance / len(values)
     sigma = math.sqrt(variance + share**2 * max(excess, 0.0))
     return [v for v in values if median - low * sigma <= v <= median + high * sigma]

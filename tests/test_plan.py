@@ -640,6 +640,7 @@ def test_a_new_plan_is_in_order_of_time_then_path_with_undated_frames_last(tmp_p
     assert [(row.order, row.line) for row in rows] == [(k, k + 1) for k in range(1, 6)]
 
 
+@LINUX_ONLY
 def test_files_that_are_no_frames_are_left_out_with_their_reason(tmp_path):
     write_frame(tmp_path / "good.fit")
     (tmp_path / "sub").mkdir()

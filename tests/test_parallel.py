@@ -1,0 +1,154 @@
+"""Worker counts, and a pool that survives the death of its workers."""
+
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from parallel_utils import TaskPool, WorkerDied, check_cancelled, peak_memory_bytes, plan_workers
+from zemosaic_events import CancelToken
+from zemosaic_types import RunCancelled
+
+GB = 1024**3
+
+
+@pytest.mark.parametrize(
+    ("requested", "cores", "free", "tasks", "expected"),
+    [
+        (None, 16, 64 * GB, 100, 1),
+        (5, 2, 1 * GB, 100, 5),
+        (0, 1, 64 * GB, 100, 1),
+        (0, 2, 64 * GB, 100, 2),
+        (0, 4, 64 * GB, 100, 2),
+        (0, 16, 64 * GB, 100, 14),
+        (-1, 16, 64 * GB, 100, 14),
+        (0, 16, 4 * GB, 100, 3),
+        (0, 16, GB // 2, 100, 1),
+        (0, 16, 64 * GB, 6, 6),
+        (0, 16, 64 * GB, 0, 1),
+    ],
+)
+def test_the_number_of_workers(requested, cores, free, tasks, expected):
+    assert plan_workers(requested, cores=cores, free_bytes=free, worker_bytes=GB, n_tasks=tasks) == expected
+
+
+def double(value):
+    return 2 * value
+
+
+def fail_on_three(value):
+    if value == 3:
+        raise ValueError("three is not allowed")
+    return value
+
+
+def die_unless_small(task):
+    kind, size = task
+    if kind == "big" and size > 1:
+        os.kill(os.getpid(), signal.SIGKILL if hasattr(signal, "SIGKILL") else signal.SIGTERM)
+    time.sleep(0.05)
+    return task
+
+
+def always_die(task):
+    if task == "bad":
+        os._exit(3)
+    time.sleep(0.05)
+    return task
+
+
+def wait_for_cancel(_task):
+    for _ in range(600):
+        check_cancelled()
+        time.sleep(0.05)
+    return "never cancelled"
+
+
+def threads(_task):
+    return os.environ["OMP_NUM_THREADS"]
+
+
+def run(function, tasks, n_workers=2, retry=lambda task: task):
+    with TaskPool(n_workers, CancelToken()) as pool:
+        return list(pool.run(function, tasks, retry=retry))
+
+
+def test_every_task_has_one_outcome():
+    outcomes = run(double, range(20))
+    assert sorted((o.task, o.value) for o in outcomes) == [(k, 2 * k) for k in range(20)]
+
+
+def test_a_task_that_raises_costs_no_other():
+    outcomes = {o.task: o for o in run(fail_on_three, range(6))}
+    assert isinstance(outcomes[3].error, ValueError)
+    assert [outcomes[k].value for k in (0, 1, 2, 4, 5)] == [0, 1, 2, 4, 5]
+
+
+def test_a_task_whose_worker_dies_is_tried_once_more_with_less():
+    tasks = [("small", k) for k in range(5)] + [("big", 2)] + [("small", k) for k in range(5, 9)]
+    outcomes = run(die_unless_small, tasks, retry=lambda task: (task[0], task[1] // 2))
+    assert len(outcomes) == len(tasks)
+    assert all(o.error is None for o in outcomes)
+    assert next(o for o in outcomes if o.task == ("big", 2)).value == ("big", 1)
+
+
+def test_a_task_that_kills_every_worker_is_given_up_and_costs_no_other():
+    outcomes = {o.task: o for o in run(always_die, ["a", "b", "bad", "c", "d", "e"])}
+    assert isinstance(outcomes["bad"].error, WorkerDied)
+    assert {k: o.value for k, o in outcomes.items() if k != "bad"} == {k: k for k in "abcde"}
+
+
+def test_cancelling_stops_the_workers_and_leaves_none_behind():
+    cancel = CancelToken()
+    with TaskPool(2, cancel) as pool:
+        outcomes = pool.run(wait_for_cancel, range(4), retry=lambda task: task)
+        cancel.cancel()
+        with pytest.raises(RunCancelled):
+            next(outcomes)
+    assert [p for p in psutil.Process().children(recursive=True) if "spawn_main" in " ".join(p.cmdline())] == []
+
+
+def test_inner_threads_are_shared_out_among_the_workers_and_the_environment_is_put_back(monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "77")
+    outcomes = run(threads, range(3), n_workers=64)
+    assert {o.value for o in outcomes} == {"1"}
+    assert os.environ["OMP_NUM_THREADS"] == "77"
+
+
+def test_the_peak_memory_is_that_of_a_python_process():
+    assert 10**7 < peak_memory_bytes() < 10**11
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX systems")
+def test_workers_leave_when_their_parent_is_killed(tmp_path):
+    """An overnight run that is killed hard leaves no worker behind."""
+    import subprocess
+
+    script = tmp_path / "parent.py"
+    script.write_text(
+        "from parallel_utils import TaskPool\n"
+        "from zemosaic_events import CancelToken\n"
+        "from test_parallel import wait_for_cancel\n"
+        "if __name__ == '__main__':\n"
+        "    with TaskPool(2, CancelToken()) as pool:\n"
+        "        list(pool.run(wait_for_cancel, range(4), retry=lambda t: t))\n",
+        encoding="utf-8",
+    )
+    here = Path(__file__).parent
+    path = os.pathsep.join([str(here), str(here.parent)])
+    parent = subprocess.Popen([sys.executable, str(script)], env={**os.environ, "PYTHONPATH": path})
+    workers = []
+    deadline = time.monotonic() + 30
+    while len(workers) < 2 and time.monotonic() < deadline:
+        children = psutil.Process(parent.pid).children(recursive=True)
+        workers = [p for p in children if "spawn_main" in " ".join(p.cmdline())]
+        time.sleep(0.1)
+    assert len(workers) == 2
+    parent.kill()
+    parent.wait()
+    _, alive = psutil.wait_procs(workers, timeout=20)
+    assert alive == []
