@@ -41,7 +41,7 @@ from zemosaic_events import (
     as_listener,
 )
 from zemosaic_fits_io import frame_wcs
-from zemosaic_fits_write import ensure_writable_folder, write_hdus
+from zemosaic_fits_products import ensure_writable_folder, write_hdus
 from zemosaic_match import MatchOptions, drop_isolated, extent_px, match_frames, trim_canvas
 from zemosaic_measure import MeasuredFrame, cell_size_px, measure_frames
 from zemosaic_outputs import (

@@ -36,9 +36,7 @@ _THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS
 _cancel_in_worker: CancelToken | None = None
 
 
-def plan_workers(
-    requested: int | None, *, cores: int, free_bytes: int, worker_bytes: int, n_tasks: int
-) -> int:
+def plan_workers(requested: int | None, *, cores: int, free_bytes: int, worker_bytes: int, n_tasks: int) -> int:
     """Return the number of worker processes.
 
     Parameters
@@ -138,9 +136,7 @@ class TaskPool:
         Module-level function run once in every worker before its first task.
     """
 
-    def __init__(
-        self, n_workers: int, cancel: CancelToken, *, setup: Callable[[], None] | None = None
-    ) -> None:
+    def __init__(self, n_workers: int, cancel: CancelToken, *, setup: Callable[[], None] | None = None) -> None:
         self.n_workers = n_workers
         self._cancel = cancel
         self._setup = setup

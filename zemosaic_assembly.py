@@ -7,8 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from zemosaic_fits_io import read_image
-from zemosaic_fits_write import ImageStream
+from zemosaic_fits_products import ImageStream, read_image
 from zemosaic_types import FrameError, Rect, TileFailure
 
 

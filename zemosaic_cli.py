@@ -211,7 +211,7 @@ def _plan(arguments: argparse.Namespace) -> int:
     print(f"{path}: {len(rows)} frames")
     for item in left_out:
         print(f"  left out: {item.path}: {item.reason}")
-    return WITH_FAILURES if left_out else COMPLETE
+    return COMPLETE if all(item.harmless for item in left_out) else WITH_FAILURES
 
 
 def _config_path(_arguments: argparse.Namespace) -> int:

@@ -9,8 +9,7 @@ from pathlib import Path
 
 from grid_mode import GridSettings, run_grid
 from zemosaic_events import CancelToken
-from zemosaic_fits_io import read_image, read_product_wcs
-from zemosaic_fits_write import ensure_writable_folder
+from zemosaic_fits_products import ensure_writable_folder, read_image, read_product_wcs
 from zemosaic_outputs import ProductPaths
 from zemosaic_synthetic import demo_spec, make_survey
 from zemosaic_truth import MosaicScore, score_mosaic

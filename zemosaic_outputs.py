@@ -20,8 +20,7 @@ import numpy as np
 from astropy.io import fits
 from astropy.time import Time
 
-from zemosaic_fits_io import read_rows
-from zemosaic_fits_write import ImageStream, write_hdus, write_png, write_text
+from zemosaic_fits_products import ImageStream, read_rows, write_hdus, write_png, write_text
 from zemosaic_preview import shrink_factor, shrink_rows, stretch, to_uint16
 from zemosaic_reproject import Canvas
 from zemosaic_stack_core import StackResult

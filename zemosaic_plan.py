@@ -24,7 +24,7 @@ from astropy.wcs.utils import wcs_to_celestial_frame
 
 from zemosaic_events import CancelToken
 from zemosaic_fits_io import frame_wcs, read_frame_header
-from zemosaic_fits_write import write_text
+from zemosaic_fits_products import write_text
 from zemosaic_plan_table import ALIASES, FITS_NAME, PlanTable, clean_cell, read_table
 from zemosaic_types import FrameError, FrameHeader, FrameRecord, LeftOut, PlanError, PlanRow
 

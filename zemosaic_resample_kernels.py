@@ -30,20 +30,25 @@ def lanczos3_table() -> np.ndarray:
     return weights / weights.sum(axis=1, keepdims=True)
 
 
-@nb.njit(cache=True, nogil=True, inline="always")
+@nb.njit(cache=True, nogil=True)
 def _map_row(lattice, row, column, step, y, x0, out_x, out_y):
-    """Fill the frame positions of the canvas pixels (y, x0...) from the lattice."""
+    """Fill the frame positions of the canvas pixels (y, x0...) from the lattice, cell by cell."""
     j = (y - row) // step
     fy = ((y - row) % step) / step
-    for k in range(out_x.shape[0]):
-        i = (x0 + k - column) // step
-        fx = ((x0 + k - column) % step) / step
-        left = lattice[0, j, i] + fy * (lattice[0, j + 1, i] - lattice[0, j, i])
-        right = lattice[0, j, i + 1] + fy * (lattice[0, j + 1, i + 1] - lattice[0, j, i + 1])
-        out_x[k] = left + fx * (right - left)
-        left = lattice[1, j, i] + fy * (lattice[1, j + 1, i] - lattice[1, j, i])
-        right = lattice[1, j, i + 1] + fy * (lattice[1, j + 1, i + 1] - lattice[1, j, i + 1])
-        out_y[k] = left + fx * (right - left)
+    share = 1.0 / step  # exact: steps are powers of two
+    done = 0
+    while done < out_x.shape[0]:
+        i = (x0 + done - column) // step
+        first = (x0 + done - column) % step
+        count = min(step - first, out_x.shape[0] - done)
+        for axis, out in ((0, out_x), (1, out_y)):
+            left = lattice[axis, j, i] + fy * (lattice[axis, j + 1, i] - lattice[axis, j, i])
+            right = lattice[axis, j, i + 1] + fy * (lattice[axis, j + 1, i + 1] - lattice[axis, j, i + 1])
+            slope = right - left
+            part = out[done : done + count]
+            for k in range(count):
+                part[k] = left + (first + k) * share * slope
+        done += count
 
 
 @nb.njit(cache=True, nogil=True)

@@ -6,6 +6,7 @@ and writes what it used to the file RESULT. It imports the standard library only
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import platform
@@ -86,6 +87,13 @@ def _launch(result: str, command: list[str]) -> int:
 def median_usage(runs: Sequence[Usage]) -> Usage:
     """Return the median of every field, each for itself."""
     return Usage(**{f.name: statistics.median(getattr(run, f.name) for run in runs) for f in fields(Usage)})
+
+
+def positive_int(text: str) -> int:
+    """Return a whole number above 0 from the command line."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
+    return int(text)
 
 
 def best_of(count: int, function: Callable[[], object]) -> tuple[float, object]:

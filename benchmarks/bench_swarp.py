@@ -18,10 +18,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from bench_helpers import BYTES_PER_MB, Usage, measure, median_usage, print_environment, table
+from bench_helpers import BYTES_PER_MB, Usage, measure, median_usage, positive_int, print_environment, table
 
 import zemosaic_synthetic
-from zemosaic_fits_io import read_image, read_product_wcs
+from zemosaic_fits_products import read_image, read_product_wcs
 from zemosaic_outputs import ProductPaths
 from zemosaic_synthetic import Survey, SurveySpec, make_survey, plan_survey, swarp_spec
 from zemosaic_truth import MosaicScore, score_mosaic
@@ -65,46 +65,29 @@ def main() -> None:
     """Make or find the survey, run both programs in turn, print the figures."""
     arguments = _parser().parse_args()
     if arguments.work is not None:
-        return _compare(arguments, arguments.work.resolve())
+        _compare(arguments, arguments.work.resolve())
+        return
     with tempfile.TemporaryDirectory(prefix="bench_swarp_") as work:
-        return _compare(arguments, Path(work).resolve())
+        _compare(arguments, Path(work).resolve())
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description="Run zemosaic grid and SWarp in turn on one simulated survey.")
     add = parser.add_argument
-    add("--work", type=Path, help="folder for the survey and the mosaics, kept for the next time (default: temporary)")
-    add("--runs", type=_positive, default=2, metavar="N", help="measured runs of each program (default: %(default)s)")
-    add(
-        "--workers",
-        type=_positive,
-        default=2,
-        metavar="W",
-        help="worker processes of zemosaic and threads of SWarp (default: %(default)s)",
-    )
-    add("--frames", type=_positive, metavar="N", help="frames of the survey (default: those of swarp_spec, 60)")
-    add(
-        "--panels",
-        type=_positive,
-        nargs=2,
-        metavar=("ROWS", "COLUMNS"),
-        help="pointings (default: as many as keep the frames per panel of swarp_spec about the same)",
-    )
-    add("--color", action="store_true", help="GRBG frames; zemosaic only, SWarp does not demosaic")
+    add("--work", type=Path, help="folder for survey and mosaics, kept for the next time (default: temporary)")
+    add("--runs", type=positive_int, default=2, metavar="N", help="measured runs of each (default: %(default)s)")
+    add("--workers", type=positive_int, default=2, metavar="W", help="processes or threads (default: %(default)s)")
+    add("--frames", type=positive_int, metavar="N", help="frames of the survey (default: 60)")
+    panels = "pointings (default: as many as keep the depth, 60 frames on 9 panels, about the same)"
+    add("--panels", type=positive_int, nargs=2, metavar=("ROWS", "COLUMNS"), help=panels)
+    add("--color", action="store_true", help="GRBG frames; zemosaic only, SWarp takes mono only")
     add("--score", action="store_true", help="compare the mosaics with the truth")
     return parser
 
 
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise ValueError(text)
-    return value
-
-
 def _compare(arguments: argparse.Namespace, work: Path) -> None:
     swarp = None if arguments.color else _find_swarp()
-    print_environment(PACKAGES, SWarp="left out, it takes mono frames only" if swarp is None else _version(swarp))
+    print_environment(PACKAGES, SWarp="left out: mono only" if swarp is None else _version(swarp))
     spec = _spec(arguments)
     survey = _survey(work, spec)
     frames = work / _survey_name(spec) / "frames"
@@ -113,7 +96,7 @@ def _compare(arguments: argparse.Namespace, work: Path) -> None:
         programs.append(_swarp(swarp, survey, work, arguments.workers))
     for program in programs:
         print(f"{program.name}: {' '.join(map(str, program.command))}")
-    print("\nUntimed run of zemosaic first: its compiled code is cached then, and the frames are in the page cache.")
+    print("\nOne untimed run of zemosaic: after it, compiled code is cached and frames are in the page cache.")
     programs[0].run()
     _print_usage(_run_in_turn(programs, arguments.runs))
     if arguments.score:

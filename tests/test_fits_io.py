@@ -16,9 +16,9 @@ from astropy.io import fits
 from astropy.wcs import WCS, DistortionLookupTable
 from PIL import Image
 
-import zemosaic_fits_write as writing
+import zemosaic_fits_products as writing
 from zemosaic_fits_io import frame_wcs, pixel_scale_arcsec, read_alpha, read_frame_header, read_section
-from zemosaic_fits_write import (
+from zemosaic_fits_products import (
     ImageStream,
     atomic_path,
     ensure_writable_folder,

@@ -11,7 +11,7 @@ from surveys import TWO_WORKERS, Run, shuffled_copy, survey_in
 
 from grid_mode import GridSettings, run_grid_mode
 from zemosaic_events import FinishReason, PhaseProgress, RunFinished, RunStarted, TileDone
-from zemosaic_fits_io import read_image
+from zemosaic_fits_products import read_image
 from zemosaic_synthetic import small_spec
 
 COLOUR = small_spec(

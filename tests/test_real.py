@@ -8,7 +8,7 @@ from astropy.coordinates import SkyCoord
 from astropy.stats import sigma_clipped_stats
 from surveys import Run
 
-from zemosaic_fits_io import read_product_wcs
+from zemosaic_fits_products import read_product_wcs
 
 pytestmark = pytest.mark.real
 

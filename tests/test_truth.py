@@ -73,7 +73,7 @@ def test_nothing_in_the_mosaic_follows_a_tile_edge(mono):
     _, run, _ = mono
     image, tiles = np.nan_to_num(run.mosaic), sorted(run.paths.tiles.glob("tile_*.fits"))
     assert len(tiles) >= 9
-    from zemosaic_fits_io import read_image
+    from zemosaic_fits_products import read_image
 
     edges = {read_image(path, 0)[0]["CX0"] for path in tiles} - {0}
     jumps = np.median(np.abs(np.diff(image, axis=1)), axis=0)

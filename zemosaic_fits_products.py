@@ -1,4 +1,4 @@
-"""Writing of products: every file appears whole or not at all, FITS files with checksums.
+"""Products on disk: every file appears whole or not at all, FITS files with checksums; and reading them back.
 
 A product is written to ``.{name}.{pid}.part`` in its own folder, flushed to the disk and renamed over the old one
 in one step, so a crash, a full disk or a cancelled run never leaves half a product under its final name.
@@ -20,11 +20,12 @@ from typing import BinaryIO, Self
 import numpy as np
 from astropy.io import fits
 from astropy.io.fits.verify import VerifyWarning
+from astropy.wcs import WCS
 from PIL import Image
 
-from zemosaic_types import OutputError
+from zemosaic_types import FrameError, OutputError
 
-logger = logging.getLogger("ZeMosaicWorker.fits_write")
+logger = logging.getLogger("ZeMosaicWorker.products")
 
 _BLOCK = 2880
 _WORD = 0xFFFFFFFF
@@ -139,6 +140,61 @@ class _Sink:
 
     def __init__(self, file: BinaryIO) -> None:
         self.write, self.flush, self.tell = file.write, file.flush, file.tell
+
+
+# ---- reading products back ------------------------------------------------------------------------------
+
+
+def read_image(path: Path, hdu: int | str) -> tuple[fits.Header, np.ndarray]:
+    """Read an image that ZeMosaic wrote, whole.
+
+    Returns
+    -------
+    header : astropy.io.fits.Header
+    data : ndarray
+        Native byte order.
+
+    Raises
+    ------
+    FrameError
+        If the file cannot be read or lacks the HDU.
+    """
+    try:
+        with fits.open(path, memmap=False) as hdus:
+            data = hdus[hdu].data
+            return hdus[hdu].header, data.astype(data.dtype.newbyteorder("="))
+    except (OSError, KeyError, IndexError, ValueError, AttributeError) as err:
+        raise FrameError(f"{path} cannot be read: {err}") from err
+
+
+def read_rows(path: Path, y0: int, y1: int) -> np.ndarray:
+    """Read rows ``y0:y1`` of the primary image of a product, (ny, nx) or (c, ny, nx), native byte order.
+
+    Raises
+    ------
+    FrameError
+        If the file cannot be read.
+    """
+    try:
+        with fits.open(path, memmap=True) as hdus:
+            rows = hdus[0].section[..., y0:y1, :]
+            return rows.astype(rows.dtype.newbyteorder("="))
+    except (OSError, IndexError, ValueError) as err:
+        raise FrameError(f"{path} cannot be read: {err}") from err
+
+
+def read_product_wcs(path: Path) -> WCS:
+    """Return the celestial WCS of a product.
+
+    Raises
+    ------
+    FrameError
+        If the file cannot be read.
+    """
+    try:
+        return WCS(fits.getheader(path, 0), naxis=2)
+    except OSError as err:
+        raise FrameError(f"{path} cannot be read: {err}") from err
 
 
 # ---- an image larger than memory -------------------------------------------------------------------------

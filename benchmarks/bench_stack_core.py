@@ -1,0 +1,135 @@
+"""The stack core against numpy and astropy: rejection and weighted mean of one mono rectangle, one thread."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from astropy.stats import sigma_clip
+from bench_helpers import best_of, positive_int, print_environment, table
+
+from zemosaic_stack_core import StackResult, stack
+from zemosaic_types import StackParams
+
+PACKAGES = ("zemosaic", "numpy", "numba", "astropy", "bottleneck")
+SKY, NOISE = 1000.0, 20.0
+HOLES, OUTLIERS = 0.02, 0.002  # shares of samples without data, and of samples that are far too high
+
+CORE = {
+    "stack: none": StackParams(reject="none"),
+    "stack: kappa_sigma, auto": StackParams(),
+    "stack: kappa_sigma, sample": StackParams(spread="sample"),
+    "stack: winsorized": StackParams(reject="winsorized_sigma_clip"),
+}
+NUMPY, ASTROPY = "numpy: weighted mean", "astropy: sigma_clip, mean"
+
+
+@dataclass(frozen=True, eq=False)
+class Samples:
+    """Samples ``(n, 1, ny, nx)`` float32 with NaN for no data; weight and noise of each frame ``(n, 1)``."""
+
+    data: np.ndarray
+    weight: np.ndarray
+    noise: np.ndarray
+
+
+def main() -> None:
+    """Time every method at every number of frames and print a table for each number."""
+    arguments = _parser().parse_args()
+    print_environment(PACKAGES)
+    _prepare()
+    for n in arguments.frames:
+        samples = make_samples(n, arguments.size)
+        ny, nx = samples.data.shape[2:]
+        print(f"n = {n} frames of {nx} x {ny} px, best of {arguments.best}, one thread")
+        print(_compare(samples, arguments.best, with_astropy=not arguments.no_astropy))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description="Time the stack core against numpy and astropy.")
+    add = parser.add_argument
+    add("--frames", type=positive_int, nargs="+", default=[30, 200], metavar="N", help="default: 30 200")
+    add("--size", type=positive_int, default=1024, metavar="PX", help="pixels a side (default: %(default)s)")
+    add(
+        "--best",
+        type=positive_int,
+        default=3,
+        metavar="K",
+        help="calls; the shortest counts (default: %(default)s)",
+    )
+    add("--no-astropy", action="store_true", help="leave out sigma_clip, which takes most of the time and memory")
+    return parser
+
+
+def make_samples(n: int, size: int) -> Samples:
+    """Return seeded normal samples with holes and outliers, and weights that differ."""
+    rng = np.random.default_rng([n, size])
+    data = rng.standard_normal((n, 1, size, size), dtype=np.float32)
+    data *= np.float32(NOISE)
+    data += np.float32(SKY)
+    for frame in data:
+        chance = rng.random(frame.shape, dtype=np.float32)
+        frame[chance < OUTLIERS] += np.float32(100.0 * NOISE)
+        frame[chance > 1.0 - HOLES] = np.nan
+    return Samples(data, rng.uniform(0.5, 1.5, (n, 1)), np.full((n, 1), NOISE))
+
+
+def _prepare() -> None:
+    """Compile every method, untimed."""
+    small = make_samples(5, 16)
+    for params in CORE.values():
+        stack(small.data, small.weight, small.noise, params)
+
+
+def _compare(samples: Samples, count: int, *, with_astropy: bool) -> str:
+    """Return a table of times, speeds and ratios to the two yardsticks."""
+    seconds, rejected = {}, {}
+    for name, function in _methods(samples, with_astropy=with_astropy).items():
+        seconds[name], result = best_of(count, function)
+        rejected[name] = _rejected(result, samples)
+    rows = [(name, *_figures(s, seconds, samples), f"{rejected[name]:.2%}") for name, s in seconds.items()]
+    return table(("", "ms", "Ms/s", "x numpy", "x astropy", "rejected"), rows)
+
+
+def _methods(samples: Samples, *, with_astropy: bool) -> dict[str, Callable[[], StackResult | np.ndarray]]:
+    methods: dict[str, Callable] = {NUMPY: lambda: weighted_mean(samples)}
+    if with_astropy:
+        methods[ASTROPY] = lambda: clipped_mean(samples)
+    for name, params in CORE.items():
+        methods[name] = lambda params=params: stack(samples.data, samples.weight, samples.noise, params)
+    return methods
+
+
+def weighted_mean(samples: Samples) -> np.ndarray:
+    """Return the weighted mean of the samples that are not NaN, ``(1, ny, nx)``, without any rejection."""
+    weight = samples.weight.astype(np.float32)[:, :, None, None]
+    with np.errstate(invalid="ignore"):  # a pixel without samples is 0 / 0
+        return np.nansum(samples.data * weight, axis=0) / np.sum(np.isfinite(samples.data) * weight, axis=0)
+
+
+def clipped_mean(samples: Samples) -> tuple[np.ndarray, int]:
+    """Return the mean, not weighted, of what astropy's clip about the median leaves, and how many that is."""
+    kept = sigma_clip(samples.data, sigma=3.0, maxiters=5, axis=0, masked=False)
+    return np.nanmean(kept, axis=0), int(np.count_nonzero(np.isfinite(kept)))
+
+
+def _rejected(result: object, samples: Samples) -> float:
+    """Return the share of the samples that a method removed."""
+    if isinstance(result, StackResult):
+        kept, low, high = result.tally.sum(axis=0)
+        return float((low + high) / (kept + low + high))
+    if isinstance(result, tuple):
+        return 1.0 - result[1] / np.count_nonzero(np.isfinite(samples.data))
+    return 0.0
+
+
+def _figures(value: float, seconds: dict[str, float], samples: Samples) -> list[str]:
+    """Return milliseconds, million samples a second, and the time over that of numpy's and astropy's method."""
+    ratios = [f"{value / seconds[name]:.2f}" if name in seconds else "" for name in (NUMPY, ASTROPY)]
+    return [f"{1e3 * value:.0f}", f"{samples.data.size / value / 1e6:.0f}", *ratios]
+
+
+if __name__ == "__main__":
+    main()
