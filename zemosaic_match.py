@@ -14,11 +14,14 @@ from zemosaic_fits_io import frame_wcs
 from zemosaic_measure import MeasuredFrame
 from zemosaic_photometry import Match, solve_match
 from zemosaic_reproject import Canvas, pixel_scale_deg, sample_noise
-from zemosaic_tiling import overlapping_pairs, separate_isolated
+from zemosaic_tiling import overlapping_pairs, separate_isolated, thin_pairs
 from zemosaic_types import FrameRecord, FrameSolution, LeftOut, Rect
 
 #: A frame this much fainter than the average one (clouds) adds noise only.
 MAX_GAIN = 20.0
+
+#: A frame that overlaps more frames than this is compared with so many of them, evenly chosen.
+MAX_PARTNERS = 24
 
 
 @dataclass(frozen=True)
@@ -90,7 +93,8 @@ def match_frames(measured: list[MeasuredFrame], options: MatchOptions) -> Matche
 def _solve(measured: list[MeasuredFrame], method: str) -> Match:
     placements = [m.placement for m in measured]
     area_ratio = np.array([p.area_ratio for p in placements])
-    return solve_match([m.measure for m in measured], overlapping_pairs(placements), area_ratio, method=method)
+    pairs = thin_pairs(overlapping_pairs(placements), len(placements), MAX_PARTNERS)
+    return solve_match([m.measure for m in measured], pairs, area_ratio, method=method)
 
 
 def _blotted_out(measured: list[MeasuredFrame], match: Match) -> np.ndarray:

@@ -132,7 +132,8 @@ def solve_match(measures: list[FrameMeasure], pairs: np.ndarray, area_ratio: np.
     gain = np.ones((n, channels))
     gain_group = np.tile(np.arange(n)[:, None], channels)
     if method == "linear_fit":
-        common = [_common_stars(measures[i], measures[j]) for i, j in pairs]
+        stars = identify_stars(measures)
+        common = [_common_stars(stars[i], stars[j]) for i, j in pairs]
         for c in range(channels):
             gain[:, c], gain_group[:, c] = _solve_gains(measures, pairs, common, c)
     gain *= area_ratio[:, None]
@@ -145,17 +146,33 @@ def solve_match(measures: list[FrameMeasure], pairs: np.ndarray, area_ratio: np.
     return Match(gain, offset, group, gain_group)
 
 
-def _common_stars(first: FrameMeasure, second: FrameMeasure) -> tuple[np.ndarray, np.ndarray]:
-    """Return indices of stars that are each other's nearest within `MATCH_RADIUS_PX`."""
-    if first.star_x.size == 0 or second.star_x.size == 0:
-        return np.empty(0, dtype=int), np.empty(0, dtype=int)
-    a = np.column_stack([first.star_x, first.star_y])
-    b = np.column_stack([second.star_x, second.star_y])
-    distance, there = cKDTree(b).query(a, distance_upper_bound=MATCH_RADIUS_PX)
-    _, back = cKDTree(a).query(b, distance_upper_bound=MATCH_RADIUS_PX)
-    here = np.flatnonzero(np.isfinite(distance))
-    here = here[back[there[here]] == here]
-    return here, there[here]
+def identify_stars(measures: list[FrameMeasure]) -> list[np.ndarray]:
+    """Return the number of the star that each detection of each frame belongs to; -1 if that is not clear.
+
+    Frames are gone through in order; a detection within `MATCH_RADIUS_PX` of a known star is that star, any
+    other founds a new one. Two detections of one frame that claim one star are both left out.
+    """
+    known = np.empty((0, 2))
+    numbers = []
+    for measure in measures:
+        points = np.column_stack([measure.star_x, measure.star_y])
+        number = np.full(len(points), -1)
+        if len(known) and len(points):
+            distance, nearest = cKDTree(known).query(points, distance_upper_bound=MATCH_RADIUS_PX)
+            number = np.where(np.isfinite(distance), nearest, -1)
+        new = np.flatnonzero(number < 0)
+        number[new] = len(known) + np.arange(new.size)
+        known = np.concatenate([known, points[new]])
+        _, first, count = np.unique(number, return_inverse=True, return_counts=True)
+        numbers.append(np.where(count[first] == 1, number, -1))
+    return numbers
+
+
+def _common_stars(first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return indices of the detections of common stars in two lists of star numbers."""
+    _, a, b = np.intersect1d(first, second, return_indices=True)
+    clear = first[a] >= 0
+    return a[clear], b[clear]
 
 
 def _solve_gains(

@@ -58,6 +58,26 @@ def overlapping_pairs(placements: list[Placement]) -> np.ndarray:
     return pairs[np.lexsort((pairs[:, 1], pairs[:, 0]))]
 
 
+def thin_pairs(pairs: np.ndarray, n_frames: int, most: int) -> np.ndarray:
+    """Return enough pairs to tie all frames together: each frame picks at most `most` of its partners.
+
+    A frame that has more takes every k-th of them, starting after itself, so partners from all panels are among
+    them and the pairs do not all go to the same few frames.
+    """
+    both = np.concatenate([pairs, pairs[:, ::-1]])
+    both = both[np.lexsort((both[:, 1], both[:, 0]))]
+    bounds = np.searchsorted(both[:, 0], np.arange(n_frames + 1))
+    chosen = []
+    for frame, (start, stop) in enumerate(itertools.pairwise(bounds)):
+        partners = both[start:stop, 1]
+        if partners.size > most:
+            after = np.searchsorted(partners, frame)
+            steps = np.arange(most) * partners.size // most
+            partners = partners[(after + steps) % partners.size]
+        chosen.append(np.column_stack([np.minimum(frame, partners), np.maximum(frame, partners)]))
+    return np.unique(np.concatenate(chosen), axis=0)
+
+
 def _polygons(placements: list[Placement]) -> np.ndarray:
     return np.array([shapely.Polygon(placement.polygon) for placement in placements], dtype=object)
 

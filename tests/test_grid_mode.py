@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from astropy.io import fits
 from astropy.wcs import WCS
-from surveys import TWO_WORKERS, Run, shuffled_copy, survey_in
 
 from grid_mode import GridSettings, run_grid_mode
+from surveys import TWO_WORKERS, Run, shuffled_copy, survey_in
 from zemosaic_events import FinishReason, PhaseProgress, RunFinished, RunStarted, TileDone
 from zemosaic_fits_products import read_image
 from zemosaic_synthetic import small_spec

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from zemosaic_photometry import FrameMeasure, box_medians, solve_match
+from zemosaic_photometry import FrameMeasure, box_medians, identify_stars, solve_match
 
 SIZE, CELL = 600, 50
 
@@ -178,3 +178,14 @@ def test_box_medians_are_those_of_whole_boxes_only():
 
 def test_a_plane_smaller_than_a_box_has_no_median():
     assert np.isnan(box_medians(np.zeros((5, 5), np.float32), np.array([2.0]), np.array([2.0]), 4)).all()
+
+
+def test_stars_are_identified_across_frames_and_crowded_ones_left_out():
+    measures, _, _ = make_measures(2, n_stars=300)
+    crowd = np.concatenate([measures[0].star_x, measures[0].star_x[:1] + 0.5])
+    rows = np.concatenate([measures[0].star_y, measures[0].star_y[:1]])
+    double = {"star_x": crowd, "star_y": rows}
+    measures[1] = FrameMeasure(**{**measures[1].__dict__, **double})
+    numbers = identify_stars(measures)
+    assert numbers[1][0] == numbers[1][-1] == -1
+    assert numbers[1][1:-1].tolist() == numbers[0][1:].tolist()

@@ -2,8 +2,8 @@
 
 import numpy as np
 import pytest
-import references
 
+import references
 from zemosaic_preprocess import (
     ISOLATED_SIGMA,
     SUPPORT_PX,

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from astropy.coordinates import SkyCoord
 from astropy.stats import sigma_clipped_stats
-from surveys import Run
 
+from surveys import Run
 from zemosaic_fits_products import read_product_wcs
 
 pytestmark = pytest.mark.real

@@ -2,12 +2,12 @@
 
 import numpy as np
 import pytest
-import references
 from astropy.coordinates import SkyCoord
 from astropy.wcs import WCS, Sip
 from astropy.wcs.utils import pixel_to_pixel
 from reproject import reproject_interp
 
+import references
 from zemosaic_preprocess import bayer_colours, demosaic
 from zemosaic_reproject import (
     KERNEL_REACH_PX,

@@ -2,8 +2,8 @@
 
 import numpy as np
 import pytest
-import references
 
+import references
 from zemosaic_stack_core import STEEPNESS_SHARE, StackParams, normalise, radial_weight, stack
 
 NY, NX = 5, 23

@@ -10,6 +10,7 @@ from zemosaic_tiling import (
     frames_of_cells,
     overlapping_pairs,
     separate_isolated,
+    thin_pairs,
 )
 from zemosaic_types import Rect
 
@@ -86,3 +87,24 @@ def test_the_mosaic_is_found_across_ra_zero_and_the_pole():
 
 def test_a_single_frame_is_its_own_mosaic():
     assert separate_isolated(np.array([[10.0, 20.0]]), np.array([1.0]))[0].tolist() == [True]
+
+
+def test_thinned_pairs_tie_everything_together_with_few_pairs():
+    n = 300
+    pairs = np.array([(i, j) for i in range(n) for j in range(i + 1, n) if j - i < 200])
+    thin = thin_pairs(pairs, n, 10)
+    every = {tuple(pair) for pair in pairs.tolist()}
+    assert all(tuple(pair) in every for pair in thin.tolist())
+    assert len(thin) <= 10 * n
+    degree = np.bincount(thin.ravel(), minlength=n)
+    assert degree.min() >= 10
+    reached = {0}
+    for _ in range(n):
+        reached |= {b for a, b in thin.tolist() if a in reached} | {a for a, b in thin.tolist() if b in reached}
+    assert len(reached) == n
+
+
+def test_few_pairs_are_all_kept():
+    pairs = np.array([(0, 1), (0, 2), (1, 2), (2, 3)])
+    assert thin_pairs(pairs, 5, 4).tolist() == pairs.tolist()
+    assert thin_pairs(np.empty((0, 2), dtype=int), 3, 4).shape == (0, 2)

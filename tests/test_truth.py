@@ -5,8 +5,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from surveys import TWO_WORKERS, Run, survey_in
 
+from surveys import TWO_WORKERS, Run, survey_in
 from zemosaic_align_stack import StackFrame, StackOptions, _Source
 from zemosaic_fits_io import frame_wcs
 from zemosaic_plan import load_frames, plan_from_folder
