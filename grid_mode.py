@@ -7,12 +7,9 @@ leave no trace in the mosaic. A frame or tile that fails is named and left out; 
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import os
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
@@ -27,25 +24,11 @@ from parallel_utils import (
 from zemosaic_align_stack import RadialWeight, StackedRect, StackFrame, StackOptions, stack_frames
 from zemosaic_assembly import assemble
 from zemosaic_config import Config, resolve
-from zemosaic_events import (
-    CancelToken,
-    Emitter,
-    FinishReason,
-    FrameLeftOut,
-    Message,
-    PhaseProgress,
-    RunFinished,
-    RunStarted,
-    TileDone,
-    TileFailed,
-    as_listener,
-)
+from zemosaic_events import CancelToken, Emitter, FinishReason, RunFinished, TileDone, as_listener
 from zemosaic_fits_io import frame_wcs
-from zemosaic_fits_products import ensure_writable_folder, write_hdus
-from zemosaic_match import MatchOptions, drop_isolated, extent_px, match_frames, trim_canvas
-from zemosaic_measure import MeasuredFrame, cell_size_px, measure_frames
+from zemosaic_fits_products import ensure_writable_folder, remove_product, write_hdus
+from zemosaic_match import MatchOptions, drop_isolated, extent_px, trim_canvas
 from zemosaic_outputs import (
-    LedgerRow,
     ProductPaths,
     RunSummary,
     open_products,
@@ -54,26 +37,24 @@ from zemosaic_outputs import (
     write_pictures,
     write_report,
 )
-from zemosaic_photometry import Match
-from zemosaic_plan import PLAN_NAME, load_frames, plan_from_folder, read_plan, write_plan
+from zemosaic_passes import match_all, measure_all, read_frames
 from zemosaic_reproject import Canvas, optimal_canvas
+from zemosaic_runbook import RunBook
 from zemosaic_tiling import cell_length_px, cut_cells, frames_of_cells
 from zemosaic_types import (
     FrameRecord,
     LeftOut,
-    PlanError,
     ProductExistsError,
     Rect,
     RunCancelled,
     RunResult,
     StackParams,
-    TileFailure,
     ZeMosaicError,
 )
 
 logger = logging.getLogger("ZeMosaicWorker.grid")
 
-_MEASURE_BATCH = 4
+MEGABYTE = 1024**2
 
 
 @dataclass(frozen=True)
@@ -126,6 +107,14 @@ class GridSettings:
             legacy_rgb_cube=config["legacy_rgb_cube"],
             overwrite=overwrite,
         )
+
+    def match_options(self, n_channels: int) -> MatchOptions:
+        """Return what the match needs of the settings."""
+        return MatchOptions(self.normalise, self.weight, self.kernel, self.rgb_equalize and n_channels == 3)
+
+    def stack_options(self, n_channels: int) -> StackOptions:
+        """Return what the stack needs of the settings."""
+        return StackOptions(n_channels, self.params, self.kernel, self.radial, self.chunk_ram_mb * MEGABYTE)
 
     def described(self) -> dict:
         """Return the settings as plain values for the report and the headers."""
@@ -224,21 +213,36 @@ def run_grid(
     Emits exactly one `RunFinished`, whatever happens.
     """
     emit = Emitter(listener)
-    run = _GridRun(Path(input_folder), Path(output_folder), settings, emit, cancel or CancelToken())
     try:
-        result = run.execute()
+        result = _run(
+            Path(input_folder), ProductPaths(Path(output_folder)), settings, emit, cancel or CancelToken()
+        )
     except RunCancelled as cancelled:
         emit(RunFinished(FinishReason.CANCELLED, str(cancelled)))
         raise
     except BaseException as error:
-        logger.error("[GRID] aborted: %s", error, exc_info=not isinstance(error, ZeMosaicError))
         emit(RunFinished(FinishReason.ERROR, str(error)))
         raise
-    finally:
-        run.close_log()
     reason = FinishReason.COMPLETE if result.complete else FinishReason.WITH_FAILURES
     emit(RunFinished(reason, f"{result.n_used} of {result.n_planned} frames in {result.mosaic_path}"))
     return result
+
+
+def _run(
+    input_folder: Path, paths: ProductPaths, settings: GridSettings, emit: Emitter, cancel: CancelToken
+) -> RunResult:
+    ensure_writable_folder(paths.folder)
+    if paths.mosaic.exists() and not settings.overwrite:
+        raise ProductExistsError(
+            f"{paths.mosaic} exists already; choose another output folder or ask for --overwrite"
+        )
+    book = RunBook(paths, emit, cancel)
+    with book.log_file():
+        try:
+            return _GridRun(input_folder, settings, book).execute()
+        except BaseException as error:
+            logger.error("[GRID] aborted: %s", error, exc_info=not isinstance(error, ZeMosaicError))
+            raise
 
 
 @dataclass(frozen=True)
@@ -264,11 +268,6 @@ class _TileReport:
     peak_memory_bytes: int
 
 
-def _measure_task(task: tuple[list[FrameRecord], Canvas, int, int]) -> tuple[list[MeasuredFrame | LeftOut], int]:
-    check_cancelled()
-    return measure_frames(*task), peak_memory_bytes()
-
-
 def _tile_task(task: _TileTask) -> _TileReport:
     stacked = stack_frames(list(task.frames), task.canvas, task.rect, task.options, between_slabs=check_cancelled)
     write_hdus(task.path, tile_hdus(stacked.result, task.canvas, task.rect, task.core, task.number))
@@ -289,204 +288,63 @@ def _tally(frames: tuple[StackFrame, ...], stacked: StackedRect) -> tuple[tuple[
 class _GridRun:
     """One run, phase by phase; each phase hands its result to the next."""
 
-    def __init__(
-        self, input_folder: Path, output_folder: Path, settings: GridSettings, emit: Emitter, cancel: CancelToken
-    ) -> None:
+    def __init__(self, input_folder: Path, settings: GridSettings, book: RunBook) -> None:
         self.input_folder = input_folder
-        self.paths = ProductPaths(output_folder)
         self.settings = settings
-        self.emit = emit
-        self.cancel = cancel
-        self.seconds: dict[str, float] = {}
-        self.rows: dict[str, LedgerRow] = {}
-        self.left_out: list[LeftOut] = []
-        self.failed_tiles: list[TileFailure] = []
-        self.peak = {"main": 0, "worker": 0}
-        self._handler: logging.Handler | None = None
-        self._level = logging.NOTSET
+        self.book = book
+        self.paths = book.paths
 
     def execute(self) -> RunResult:
-        ensure_writable_folder(self.paths.folder)
-        self._refuse_to_overwrite()
-        self._open_log()
-        with self._phase("plan"):
-            records = self._read_frames()
-        with self._phase("canvas"):
+        book, settings = self.book, self.settings
+        with book.phase("plan"):
+            records = read_frames(self.input_folder, book)
+        with book.phase("canvas"):
             records, canvas, n_channels = self._lay_out(records)
-        with TaskPool(self._count_workers(len(records)), self.cancel) as pool:
-            with self._phase("measure"):
-                measured = self._measure(pool, records, canvas, n_channels)
-            with self._phase("match"):
-                frames, canvas = self._match(measured, canvas, n_channels)
-            summary = self._summarise(canvas, n_channels, records)
-            with self._phase("stack"):
+        with TaskPool(self._count_workers(len(records)), book.cancel) as pool:
+            with book.phase("measure"):
+                measured = measure_all(pool, records, canvas, n_channels, book)
+            with book.phase("match"):
+                frames = match_all(measured, settings.match_options(n_channels), book)
+                canvas, frames = trim_canvas(canvas, frames)
+            with book.phase("stack"):
                 cells, tile_paths = self._stack(pool, frames, canvas, n_channels)
-        with self._phase("assemble"):
+        saturation = min(record.header.saturation for record in records)
+        summary = book.summary(canvas, n_channels, settings.described(), saturation)
+        with book.phase("assemble"):
             self._assemble(summary, cells, tile_paths)
-        return self._finish(summary, len(cells))
-
-    # -- plan ---------------------------------------------------------------------------------------------
-
-    def _refuse_to_overwrite(self) -> None:
-        if self.paths.mosaic.exists() and not self.settings.overwrite:
-            raise ProductExistsError(
-                f"{self.paths.mosaic} exists already; choose another output folder or ask for --overwrite"
-            )
-
-    def _read_frames(self) -> list[FrameRecord]:
-        """Return the usable frames in frame order; the others go to the ledger."""
-        folder = self.input_folder
-        if not folder.is_dir():
-            raise PlanError(f"{folder} is not a folder")
-        plan_path = folder / PLAN_NAME
-        if plan_path.is_file():
-            rows, left_out = read_plan(plan_path)
-        else:
-            rows, left_out = plan_from_folder(folder, exclude=self.paths.folder, cancel=self.cancel)
-            write_plan(self.paths.folder / PLAN_NAME, rows)
-            self._say(f"no {PLAN_NAME} in {folder}; made one of {len(rows)} frames in {self.paths.folder}")
-        self.emit(RunStarted(len(rows), str(self.paths.folder)))
-        records, unusable = load_frames(rows, folder, on_progress=self._progress("headers"), cancel=self.cancel)
-        for row in rows:
-            self.rows[str(row.path)] = LedgerRow(str(row.path), row.line)
-        for item in [*left_out, *unusable]:
-            self._leave_out(item)
-        for record in records:
-            header = record.header
-            self.rows[record.path] = LedgerRow(
-                record.path,
-                record.line,
-                frame_id=record.frame_id,
-                date_obs=header.date_obs,
-                exptime_s=record.exptime_s,
-                filter=header.filter,
-            )
-        if not records:
-            raise PlanError(f"no usable frame in {folder}: {self._first_reasons()}")
-        logger.info("[GRID] Loaded %d frame(s)", len(records))
-        return records
-
-    def _first_reasons(self) -> str:
-        return "; ".join(f"{item.path}: {item.reason}" for item in self.left_out[:3]) or "the plan is empty"
-
-    # -- canvas -------------------------------------------------------------------------------------------
+        book.note_memory("main", peak_memory_bytes())
+        result = book.result()
+        write_ledger(self.paths, summary)
+        write_report(self.paths, summary, result, peak_memory_bytes=book.peak_memory_bytes, n_tiles=len(cells))
+        logger.info("[GRID] completed: %d of %d frames", result.n_used, result.n_planned)
+        return result
 
     def _lay_out(self, records: list[FrameRecord]) -> tuple[list[FrameRecord], Canvas, int]:
         """Return the frames of the mosaic, its canvas and its number of channels."""
         records, isolated = drop_isolated(records)
         for item in isolated:
-            self._leave_out(item)
+            self.book.leave_out(item)
         frames = [(record.header.shape, frame_wcs(record.header)) for record in records]
         canvas = optimal_canvas(frames, orientation=self.settings.orientation)
         n_channels = max(record.header.n_channels for record in records)
-        logger.info(
-            "[GRID] canvas %d x %d px, %.3f arcsec/px, %d channel(s)",
-            canvas.shape[1], canvas.shape[0], canvas.scale_deg * 3600, n_channels,
-        )  # fmt: skip
+        size = f"{canvas.shape[1]} x {canvas.shape[0]} px, {canvas.scale_deg * 3600:.3f} arcsec/px"
+        logger.info("[GRID] canvas %s, %d channel(s)", size, n_channels)
         return records, canvas, n_channels
 
-    # -- measure and match --------------------------------------------------------------------------------
-
     def _count_workers(self, n_frames: int) -> int:
+        settings = self.settings
         cores, free = machine()
-        worker_bytes = WORKER_BASE_BYTES + self.settings.chunk_ram_mb * 1024**2
+        worker_bytes = WORKER_BASE_BYTES + settings.chunk_ram_mb * MEGABYTE
         workers = plan_workers(
-            self.settings.workers, cores=cores, free_bytes=free, worker_bytes=worker_bytes, n_tasks=n_frames
+            settings.workers, cores=cores, free_bytes=free, worker_bytes=worker_bytes, n_tasks=n_frames
         )
         logger.info("[GRID] workers=%d", workers)
         logger.info("[GRID] using %d workers for tile processing", workers)
-        logger.info("[GRID] GPU requested = %s", self.settings.use_gpu)
-        if self.settings.use_gpu:
-            self._say("the GPU was asked for, but this version stacks on the CPU only", "WARNING")
+        logger.info("[GRID] GPU requested = %s", settings.use_gpu)
+        if settings.use_gpu:
+            self.book.say("the GPU was asked for, but this version stacks on the CPU only", "WARNING")
         logger.info("[GRID] GPU=OFF")
         return workers
-
-    def _measure(
-        self, pool: TaskPool, records: list[FrameRecord], canvas: Canvas, n_channels: int
-    ) -> list[MeasuredFrame]:
-        cell_px = cell_size_px([record.header.shape for record in records])
-        batches = [records[k : k + _MEASURE_BATCH] for k in range(0, len(records), _MEASURE_BATCH)]
-        tasks = [(batch, canvas, cell_px, n_channels) for batch in batches]
-        progress = self._progress("measure")
-        measured: list[MeasuredFrame] = []
-        singles: list[tuple] = []
-        done = 0
-        for outcome in pool.run(_measure_task, tasks, retry=lambda task: task):
-            batch = outcome.task[0]
-            if outcome.error is not None and len(batch) > 1:
-                singles += [([record], *outcome.task[1:]) for record in batch]
-                continue
-            done += self._take_measures(outcome, measured)
-            progress(done, len(records))
-        for outcome in pool.run(_measure_task, singles, retry=lambda task: task):
-            done += self._take_measures(outcome, measured)
-            progress(done, len(records))
-        if not measured:
-            raise PlanError(f"no frame could be measured: {self._first_reasons()}")
-        return sorted(measured, key=lambda m: m.record.frame_id)
-
-    def _take_measures(self, outcome: object, measured: list[MeasuredFrame]) -> int:
-        """Sort the results of a batch into measured frames and frames left out; return how many there were."""
-        batch = outcome.task[0]
-        if outcome.error is not None:
-            logger.error("[GRID] measuring failed: %s", outcome.error, exc_info=outcome.error)
-            for record in batch:
-                self._leave_out(LeftOut(record.path, f"cannot be measured: {outcome.error}", record.line))
-            return len(batch)
-        results, peak = outcome.value
-        self.peak["worker"] = max(self.peak["worker"], peak)
-        for item in results:
-            if isinstance(item, LeftOut):
-                self._leave_out(item)
-            else:
-                measured.append(item)
-        return len(batch)
-
-    def _match(
-        self, measured: list[MeasuredFrame], canvas: Canvas, n_channels: int
-    ) -> tuple[list[StackFrame], Canvas]:
-        """Solve the match, tell what it could not do, and note every frame's values in the ledger."""
-        settings = self.settings
-        equalize = settings.rgb_equalize and n_channels == 3
-        matched = match_frames(
-            measured, MatchOptions(settings.normalise, settings.weight, settings.kernel, equalize)
-        )
-        for item in matched.left_out:
-            self._leave_out(item)
-        if not matched.frames:
-            raise PlanError(f"no frame is left after the match: {self._first_reasons()}")
-        self._say_limits(matched.match)
-        for k, (m, frame) in enumerate(zip(matched.measured, matched.frames, strict=True)):
-            self._note_frame(self.rows[m.record.path], m, frame, matched.match, k)
-        canvas, frames = trim_canvas(canvas, matched.frames)
-        return frames, canvas
-
-    def _say_limits(self, match: Match) -> None:
-        n_groups = int(match.group.max()) + 1
-        if n_groups > 1:
-            self._say(
-                f"the frames form {n_groups} groups that do not touch; each is levelled by itself and tied to the "
-                "others by its mean sky",
-                "WARNING",
-            )
-        n_gain_groups = int(match.gain_group.max()) + 1
-        if self.settings.normalise == "linear_fit" and n_gain_groups > n_groups:
-            self._say(
-                f"too few common stars: the frames form {n_gain_groups} groups whose gains could not be compared; "
-                "their means are taken as equal",
-                "WARNING",
-            )
-
-    def _note_frame(self, row: LedgerRow, m: MeasuredFrame, frame: StackFrame, match: Match, k: int) -> None:
-        row.used = True
-        row.sky, row.noise = frame.sky, frame.noise
-        row.fwhm_px, row.elongation = m.measure.fwhm_px, m.measure.elongation
-        row.n_stars = int(m.measure.star_x.size)
-        solution = frame.solution
-        row.gain, row.offset, row.weight = solution.gain, solution.offset, solution.weight
-        row.group, row.gain_group = int(match.group[k]), int(match.gain_group[k].max())
-
-    # -- tiles --------------------------------------------------------------------------------------------
 
     def _stack(
         self, pool: TaskPool, frames: list[StackFrame], canvas: Canvas, n_channels: int
@@ -498,7 +356,7 @@ class _GridRun:
         logger.info("[GRID] Global grid ready: tiles=%d of which %d see a frame", len(cells), len(tasks))
         self._clear_old_tiles()
         paths: list[Path | None] = [None] * len(cells)
-        progress = self._progress("stack", unit="tile")
+        progress = self.book.progress("stack", unit="tile")
         progress(0, len(tasks))
         for done, outcome in enumerate(pool.run(_tile_task, tasks, retry=_with_half_the_memory), start=1):
             task = outcome.task
@@ -507,20 +365,14 @@ class _GridRun:
                 self._note_tile(task, outcome.value)
             else:
                 logger.debug("[GRID] tile %d", task.number, exc_info=outcome.error)
-                self._fail_tile(task.number, str(outcome.error) or type(outcome.error).__name__)
+                self.book.fail_tile(task.number, str(outcome.error) or type(outcome.error).__name__)
             progress(done, len(tasks))
         return cells, paths
 
     def _tile_tasks(
         self, frames: list[StackFrame], cells: list[Rect], canvas: Canvas, n_channels: int
     ) -> list[_TileTask]:
-        options = StackOptions(
-            n_channels=n_channels,
-            params=self.settings.params,
-            kernel=self.settings.kernel,
-            radial=self.settings.radial,
-            mem_limit_bytes=self.settings.chunk_ram_mb * 1024**2,
-        )
+        options = self.settings.stack_options(n_channels)
         members = frames_of_cells([frame.placement for frame in frames], cells)
         tasks = []
         for number, (cell, indices) in enumerate(zip(cells, members, strict=True), start=1):
@@ -534,103 +386,30 @@ class _GridRun:
     def _clear_old_tiles(self) -> None:
         ensure_writable_folder(self.paths.tiles)
         for old in self.paths.tiles.glob("tile_*.fits"):
-            old.unlink()
+            if old.is_file():
+                remove_product(old)
 
     def _note_tile(self, task: _TileTask, report: _TileReport) -> None:
+        book = self.book
         logger.info("[GRID] tile %d processed by worker pid=%d", task.number, report.pid)
-        self.peak["worker"] = max(self.peak["worker"], report.peak_memory_bytes)
+        book.note_memory("worker", report.peak_memory_bytes)
         paths = {frame.record.frame_id: frame.record.path for frame in task.frames}
         for frame_id, kept, low, high in report.tally:
-            row = self.rows[paths[frame_id]]
-            row.n_tiles += kept + low + high > 0
-            row.n_samples += kept
-            row.n_rejected_low += low
-            row.n_rejected_high += high
+            book.count_samples(paths[frame_id], kept, low, high)
         for frame_id, reason in report.problems:
-            logger.error("[GRID] Tile %d lacks frame %s: %s", task.number, paths[frame_id], reason)
-            self._leave_out(LeftOut(paths[frame_id], f"missing from tile {task.number}: {reason}"), used=True)
-        self.emit(TileDone(task.number, len(task.frames), report.pid))
-
-    def _fail_tile(self, number: int, reason: str) -> None:
-        logger.error("[GRID] Tile %d failed with error: %s", number, reason)
-        self.failed_tiles.append(TileFailure(number, reason))
-        self.emit(TileFailed(number, reason))
-
-    # -- products -----------------------------------------------------------------------------------------
-
-    def _summarise(self, canvas: Canvas, n_channels: int, records: list[FrameRecord]) -> RunSummary:
-        rows = sorted(self.rows.values(), key=lambda row: row.frame_id or row.path)
-        settings = self.settings.described()
-        digest = hashlib.sha256(repr((settings, [(r.frame_id, r.gain, r.offset) for r in rows])).encode())
-        saturation = min(record.header.saturation for record in records)
-        return RunSummary(canvas, n_channels, settings, digest.hexdigest()[:16], rows, saturation)
+            item = LeftOut(paths[frame_id], f"missing from tile {task.number}: {reason}")
+            book.leave_out(item, used=True)
+        book.emit(TileDone(task.number, len(task.frames), report.pid))
 
     def _assemble(self, summary: RunSummary, cells: list[Rect], tile_paths: list[Path | None]) -> None:
-        progress = self._progress("assemble", unit="tile")
+        progress = self.book.progress("assemble", unit="tile")
 
         def between(done: int) -> None:
-            self.cancel.check()
+            self.book.cancel.check()
             progress(done, len(cells))
 
         with open_products(self.paths, summary) as streams:
             for failure in assemble(cells, tile_paths, streams, summary.n_channels, between_tiles=between):
-                self._fail_tile(failure.tile, failure.reason)
-        progress(len(cells), len(cells))
+                self.book.fail_tile(failure.tile, failure.reason)
         write_pictures(self.paths, summary, uint16=self.settings.save_uint16, legacy=self.settings.legacy_rgb_cube)
-
-    def _finish(self, summary: RunSummary, n_tiles: int) -> RunResult:
-        self.peak["main"] = peak_memory_bytes()
-        result = RunResult(
-            mosaic_path=self.paths.mosaic,
-            preview_path=self.paths.preview,
-            n_used=len(summary.used),
-            n_planned=len(summary.rows),
-            left_out=tuple(self.left_out),
-            failed_tiles=tuple(self.failed_tiles),
-            seconds=dict(self.seconds),
-        )
-        write_ledger(self.paths, summary)
-        write_report(self.paths, summary, result, peak_memory_bytes=self.peak, n_tiles=n_tiles)
-        logger.info("[GRID] completed: %d of %d frames", result.n_used, result.n_planned)
-        return result
-
-    # -- talking ------------------------------------------------------------------------------------------
-
-    def _leave_out(self, item: LeftOut, *, used: bool = False) -> None:
-        logger.warning("[GRID] %s left out: %s", item.path, item.reason)
-        self.left_out.append(item)
-        row = self.rows.setdefault(item.path, LedgerRow(item.path, item.line))
-        row.reason = "; ".join(filter(None, (row.reason, item.reason)))
-        row.used = used
-        self.emit(FrameLeftOut(item))
-
-    def _say(self, text: str, level: str = "INFO") -> None:
-        logger.log(getattr(logging, level), "[GRID] %s", text)
-        self.emit(Message(text, level))
-
-    def _progress(self, phase: str, *, unit: str = "frame") -> Callable[[int, int], None]:
-        return lambda done, total: self.emit(PhaseProgress(phase, done, total, unit))
-
-    @contextmanager
-    def _phase(self, name: str) -> Iterator[None]:
-        self.cancel.check()
-        start = time.perf_counter()
-        logger.info("[GRID] phase %s", name)
-        yield
-        self.seconds[name] = time.perf_counter() - start
-
-    def _open_log(self) -> None:
-        self._handler = logging.FileHandler(self.paths.log, mode="w", encoding="utf-8")
-        self._handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-        family = logging.getLogger("ZeMosaicWorker")
-        self._level = family.level
-        if family.level == logging.NOTSET:
-            family.setLevel(logging.INFO)
-        family.addHandler(self._handler)
-
-    def close_log(self) -> None:
-        if self._handler is not None:
-            family = logging.getLogger("ZeMosaicWorker")
-            family.removeHandler(self._handler)
-            family.setLevel(self._level)
-            self._handler.close()
+        progress(len(cells), len(cells))

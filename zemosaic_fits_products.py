@@ -142,6 +142,20 @@ class _Sink:
         self.write, self.flush, self.tell = file.write, file.flush, file.tell
 
 
+def remove_product(path: Path) -> None:
+    """Remove a product of an earlier run.
+
+    Raises
+    ------
+    OutputError
+        If it cannot be removed.
+    """
+    try:
+        path.unlink()
+    except OSError as err:
+        raise OutputError(f"{path} of an earlier run cannot be removed: {_why(err)}") from err
+
+
 # ---- reading products back ------------------------------------------------------------------------------
 
 

@@ -6,6 +6,7 @@ What a file holds is decided here; how it reaches the disk is `zemosaic_fits_io`
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 import json
 import platform
@@ -162,7 +163,6 @@ class RunSummary:
     canvas: Canvas
     n_channels: int
     settings: dict
-    digest: str
     rows: list[LedgerRow]
     saturation: float
 
@@ -170,6 +170,12 @@ class RunSummary:
     def used(self) -> list[LedgerRow]:
         """Rows of the frames in the mosaic."""
         return [row for row in self.rows if row.used]
+
+    @property
+    def digest(self) -> str:
+        """Short digest of the settings and of every frame's part in the mosaic."""
+        parts = [(row.frame_id, row.gain, row.offset, row.weight) for row in self.used]
+        return hashlib.sha256(repr((self.settings, parts)).encode()).hexdigest()[:16]
 
 
 def software_version() -> str:

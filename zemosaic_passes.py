@@ -1,0 +1,159 @@
+"""The passes over all frames that every pipeline makes before it stacks: read, measure, match."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+from parallel_utils import Outcome, TaskPool, check_cancelled, peak_memory_bytes
+from zemosaic_align_stack import StackFrame
+from zemosaic_events import RunStarted
+from zemosaic_match import MatchedFrames, MatchOptions, match_frames
+from zemosaic_measure import MeasuredFrame, cell_size_px, measure_frames
+from zemosaic_photometry import Match
+from zemosaic_plan import PLAN_NAME, load_frames, plan_from_folder, read_plan, write_plan
+from zemosaic_reproject import Canvas
+from zemosaic_runbook import RunBook
+from zemosaic_types import FrameRecord, LeftOut, PlanError
+
+logger = logging.getLogger("ZeMosaicWorker.passes")
+
+_MEASURE_BATCH = 4
+
+_MeasureTask = tuple[list[FrameRecord], Canvas, int, int]
+
+
+def read_frames(folder: Path, book: RunBook) -> list[FrameRecord]:
+    """Return the usable frames of a folder, in frame order; the others are left out with their reasons.
+
+    A folder without a plan gets one, which is kept beside the products.
+
+    Raises
+    ------
+    PlanError
+        If there is no usable frame.
+    """
+    if not folder.is_dir():
+        raise PlanError(f"{folder} is not a folder")
+    plan_path = folder / PLAN_NAME
+    if plan_path.is_file():
+        rows, left_out = read_plan(plan_path)
+    else:
+        rows, left_out = plan_from_folder(folder, exclude=book.paths.folder, cancel=book.cancel)
+        write_plan(book.paths.folder / PLAN_NAME, rows)
+        book.say(f"no {PLAN_NAME} in {folder}; made one of {len(rows)} frames in {book.paths.folder}")
+    book.emit(RunStarted(len(rows), str(book.paths.folder)))
+    for row in rows:
+        book.plan(str(row.path), row.line)
+    records, unusable = load_frames(rows, folder, on_progress=book.progress("headers"), cancel=book.cancel)
+    for item in [*left_out, *unusable]:
+        book.leave_out(item)
+    for record in records:
+        book.accept(record)
+    if not records:
+        raise PlanError(f"no usable frame in {folder}: {book.first_reasons()}")
+    logger.info("[GRID] Loaded %d frame(s)", len(records))
+    return records
+
+
+def measure_all(
+    pool: TaskPool, records: list[FrameRecord], canvas: Canvas, n_channels: int, book: RunBook
+) -> list[MeasuredFrame]:
+    """Measure all frames in the pool; those that cannot be used are left out.
+
+    A batch that kills its worker is taken apart, so that only the guilty frame is lost.
+
+    Raises
+    ------
+    PlanError
+        If no frame is left.
+    """
+    cell_px = cell_size_px([record.header.shape for record in records])
+    batches = [records[k : k + _MEASURE_BATCH] for k in range(0, len(records), _MEASURE_BATCH)]
+    progress = book.progress("measure")
+    progress(0, len(records))
+    measured: list[MeasuredFrame] = []
+    suspects: list[FrameRecord] = []
+    done = 0
+    while batches:
+        tasks: list[_MeasureTask] = [(batch, canvas, cell_px, n_channels) for batch in batches]
+        for outcome in pool.run(_measure_task, tasks, retry=lambda task: task):
+            batch = outcome.task[0]
+            if outcome.error is not None and len(batch) > 1:
+                suspects += batch
+                continue
+            measured += _taken(outcome, book)
+            done += len(batch)
+            progress(done, len(records))
+        batches, suspects = [[record] for record in suspects], []
+    if not measured:
+        raise PlanError(f"no frame could be measured: {book.first_reasons()}")
+    return sorted(measured, key=lambda m: m.record.frame_id)
+
+
+def _measure_task(task: _MeasureTask) -> tuple[list[MeasuredFrame | LeftOut], int]:
+    check_cancelled()
+    return measure_frames(*task), peak_memory_bytes()
+
+
+def _taken(outcome: Outcome, book: RunBook) -> list[MeasuredFrame]:
+    """Return the measured frames of a batch and leave the others out."""
+    if outcome.error is not None:
+        logger.error("[GRID] measuring failed: %s", outcome.error, exc_info=outcome.error)
+        for record in outcome.task[0]:
+            book.leave_out(LeftOut(record.path, f"cannot be measured: {outcome.error}", record.line))
+        return []
+    results, peak = outcome.value
+    book.note_memory("worker", peak)
+    for item in results:
+        if isinstance(item, LeftOut):
+            book.leave_out(item)
+    return [item for item in results if isinstance(item, MeasuredFrame)]
+
+
+def match_all(measured: list[MeasuredFrame], options: MatchOptions, book: RunBook) -> list[StackFrame]:
+    """Solve the match, tell what it could not do, and note every frame's values.
+
+    Raises
+    ------
+    PlanError
+        If no frame is left.
+    """
+    matched = match_frames(measured, options)
+    for item in matched.left_out:
+        book.leave_out(item)
+    if not matched.frames:
+        raise PlanError(f"no frame is left after the match: {book.first_reasons()}")
+    _say_limits(matched.match, options, book)
+    _note_values(matched, book)
+    return matched.frames
+
+
+def _say_limits(match: Match, options: MatchOptions, book: RunBook) -> None:
+    n_groups = int(match.group.max()) + 1
+    if n_groups > 1:
+        book.say(
+            f"the frames form {n_groups} groups that do not touch; each is levelled by itself and tied to the "
+            "others by its mean sky",
+            "WARNING",
+        )
+    n_gain_groups = int(match.gain_group.max()) + 1
+    if options.normalise == "linear_fit" and n_gain_groups > n_groups:
+        book.say(
+            f"too few common stars: the frames form {n_gain_groups} groups whose gains could not be compared; "
+            "their means are taken as equal",
+            "WARNING",
+        )
+
+
+def _note_values(matched: MatchedFrames, book: RunBook) -> None:
+    match = matched.match
+    for k, (m, frame) in enumerate(zip(matched.measured, matched.frames, strict=True)):
+        row = book.rows[m.record.path]
+        row.used = True
+        row.sky, row.noise = frame.sky, frame.noise
+        row.fwhm_px, row.elongation = m.measure.fwhm_px, m.measure.elongation
+        row.n_stars = int(m.measure.star_x.size)
+        solution = frame.solution
+        row.gain, row.offset, row.weight = solution.gain, solution.offset, solution.weight
+        row.group, row.gain_group = int(match.group[k]), int(match.gain_group[k].max())

@@ -1,0 +1,149 @@
+"""The book of a run: what became of every frame and tile, how long each phase took, and who is told.
+
+Pipelines write into it; the ledger, the report, the log and the listener read from it.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from zemosaic_events import CancelToken, Emitter, FrameLeftOut, Message, PhaseProgress, TileFailed
+from zemosaic_outputs import LedgerRow, ProductPaths, RunSummary
+from zemosaic_reproject import Canvas
+from zemosaic_types import FrameRecord, LeftOut, RunResult, TileFailure
+
+logger = logging.getLogger("ZeMosaicWorker.run")
+
+_LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+
+
+class RunBook:
+    """Everything a run notes down.
+
+    Parameters
+    ----------
+    paths : ProductPaths
+    emit : Emitter
+        Told of everything that happens.
+    cancel : CancelToken
+        Looked at between phases.
+
+    Attributes
+    ----------
+    rows : dict
+        `LedgerRow` of each planned frame by its path.
+    left_out : list of LeftOut
+    failed_tiles : list of TileFailure
+    seconds : dict
+        Wall time of each finished phase.
+    peak_memory_bytes : dict
+        Of the ``"main"`` process and of the largest ``"worker"``.
+    """
+
+    def __init__(self, paths: ProductPaths, emit: Emitter, cancel: CancelToken) -> None:
+        self.paths = paths
+        self.emit = emit
+        self.cancel = cancel
+        self.rows: dict[str, LedgerRow] = {}
+        self.left_out: list[LeftOut] = []
+        self.failed_tiles: list[TileFailure] = []
+        self.seconds: dict[str, float] = {}
+        self.peak_memory_bytes = {"main": 0, "worker": 0}
+
+    def plan(self, path: str, line: int | None) -> None:
+        """Note a planned frame."""
+        self.rows.setdefault(path, LedgerRow(path, line))
+
+    def accept(self, record: FrameRecord) -> None:
+        """Note what the header of a planned frame says."""
+        row = self.rows.setdefault(record.path, LedgerRow(record.path, record.line))
+        row.frame_id, row.exptime_s = record.frame_id, record.exptime_s
+        row.date_obs, row.filter = record.header.date_obs, record.header.filter
+
+    def leave_out(self, item: LeftOut, *, used: bool = False) -> None:
+        """Note a frame that is not in the mosaic, or (`used`) not everywhere in it, and why."""
+        log = logger.info if item.harmless else logger.warning
+        log("[GRID] %s left out: %s", item.path, item.reason)
+        self.left_out.append(item)
+        row = self.rows.setdefault(item.path, LedgerRow(item.path, item.line))
+        row.reason = "; ".join(filter(None, (row.reason, item.reason)))
+        row.used = used
+        self.emit(FrameLeftOut(item))
+
+    def fail_tile(self, number: int, reason: str) -> None:
+        """Note a tile that is missing from the mosaic."""
+        logger.error("[GRID] Tile %s failed with error: %s", number, reason)
+        self.failed_tiles.append(TileFailure(number, reason))
+        self.emit(TileFailed(number, reason))
+
+    def count_samples(self, path: str, kept: int, low: int, high: int) -> None:
+        """Add what became of a frame's samples in one tile."""
+        row = self.rows[path]
+        row.n_tiles += kept + low + high > 0
+        row.n_samples += kept
+        row.n_rejected_low += low
+        row.n_rejected_high += high
+
+    def note_memory(self, who: str, n_bytes: int) -> None:
+        """Note the peak memory of a process; the largest counts."""
+        self.peak_memory_bytes[who] = max(self.peak_memory_bytes[who], n_bytes)
+
+    def first_reasons(self) -> str:
+        """Return why the first frames were left out, for an error that ends the run."""
+        return "; ".join(f"{item.path}: {item.reason}" for item in self.left_out[:3]) or "the plan is empty"
+
+    def say(self, text: str, level: str = "INFO") -> None:
+        """Tell the user a sentence."""
+        logger.log(getattr(logging, level), "[GRID] %s", text)
+        self.emit(Message(text, level))
+
+    def progress(self, phase: str, *, unit: str = "frame") -> Callable[[int, int], None]:
+        """Return a function of (done, total) that tells the progress of a phase."""
+        return lambda done, total: self.emit(PhaseProgress(phase, done, total, unit))
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Time a phase; a cancelled run does not begin it."""
+        self.cancel.check()
+        start = time.perf_counter()
+        logger.info("[GRID] phase %s", name)
+        yield
+        self.seconds[name] = time.perf_counter() - start
+
+    @contextmanager
+    def log_file(self) -> Iterator[None]:
+        """Keep a log of the run beside its products."""
+        family = logging.getLogger("ZeMosaicWorker")
+        level = family.level
+        if level == logging.NOTSET:
+            family.setLevel(logging.INFO)
+        handler = logging.FileHandler(self.paths.log, mode="w", encoding="utf-8")
+        handler.setFormatter(logging.Formatter(_LOG_FORMAT))
+        family.addHandler(handler)
+        try:
+            yield
+        finally:
+            family.removeHandler(handler)
+            family.setLevel(level)
+            handler.close()
+
+    def summary(self, canvas: Canvas, n_channels: int, settings: dict, saturation: float) -> RunSummary:
+        """Return what headers and the report say about the run."""
+        rows = sorted(self.rows.values(), key=lambda row: row.frame_id or row.path)
+        return RunSummary(canvas, n_channels, settings, rows, saturation)
+
+    def result(self) -> RunResult:
+        """Return what the run leaves behind."""
+        rows = self.rows.values()
+        return RunResult(
+            mosaic_path=self.paths.mosaic,
+            preview_path=self.paths.preview,
+            n_used=sum(row.used for row in rows),
+            n_planned=len(rows),
+            left_out=tuple(self.left_out),
+            failed_tiles=tuple(self.failed_tiles),
+            seconds=dict(self.seconds),
+        )
