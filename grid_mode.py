@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -26,8 +27,8 @@ from zemosaic_assembly import assemble
 from zemosaic_config import Config, resolve
 from zemosaic_events import CancelToken, Emitter, FinishReason, RunFinished, TileDone, as_listener
 from zemosaic_fits_io import frame_wcs
-from zemosaic_fits_products import ensure_writable_folder, remove_product, write_hdus
-from zemosaic_match import MatchOptions, drop_isolated, extent_px, trim_canvas
+from zemosaic_fits_products import ensure_writable_folder, remove_leftovers, remove_product, write_hdus
+from zemosaic_match import MatchOptions, drop_misfits, extent_px, trim_canvas
 from zemosaic_outputs import (
     ProductPaths,
     RunSummary,
@@ -44,6 +45,7 @@ from zemosaic_tiling import cell_length_px, cut_cells, frames_of_cells
 from zemosaic_types import (
     FrameRecord,
     LeftOut,
+    OutputError,
     ProductExistsError,
     Rect,
     RunCancelled,
@@ -55,6 +57,7 @@ from zemosaic_types import (
 logger = logging.getLogger("ZeMosaicWorker.grid")
 
 MEGABYTE = 1024**2
+_TILE_NAME = re.compile(r"tile_\d{4,}\.fits")
 
 
 @dataclass(frozen=True)
@@ -303,6 +306,10 @@ class _GridRun:
         with TaskPool(self._count_workers(len(records)), book.cancel) as pool:
             with book.phase("measure"):
                 measured = measure_all(pool, records, canvas, n_channels, book)
+                if len(measured) < len(records):
+                    # A frame that is left out must leave no trace, in the projection either.
+                    records, canvas, n_channels = self._lay_out([m.record for m in measured])
+                    measured = measure_all(pool, records, canvas, n_channels, book)
             with book.phase("match"):
                 frames = match_all(measured, settings.match_options(n_channels), book)
                 canvas, frames = trim_canvas(canvas, frames)
@@ -321,14 +328,15 @@ class _GridRun:
 
     def _lay_out(self, records: list[FrameRecord]) -> tuple[list[FrameRecord], Canvas, int]:
         """Return the frames of the mosaic, its canvas and its number of channels."""
-        records, isolated = drop_isolated(records)
-        for item in isolated:
+        records, misfits = drop_misfits(records)
+        for item in misfits:
             self.book.leave_out(item)
         frames = [(record.header.shape, frame_wcs(record.header)) for record in records]
         canvas = optimal_canvas(frames, orientation=self.settings.orientation)
         n_channels = max(record.header.n_channels for record in records)
-        size = f"{canvas.shape[1]} x {canvas.shape[0]} px, {canvas.scale_deg * 3600:.3f} arcsec/px"
-        logger.info("[GRID] canvas %s, %d channel(s)", size, n_channels)
+        ny, nx = canvas.shape
+        scale = canvas.scale_deg * 3600
+        logger.info("[GRID] canvas %d x %d px, %.3f arcsec/px, %d channel(s)", nx, ny, scale, n_channels)
         return records, canvas, n_channels
 
     def _count_workers(self, n_frames: int) -> int:
@@ -367,6 +375,10 @@ class _GridRun:
                 logger.debug("[GRID] tile %d", task.number, exc_info=outcome.error)
                 self.book.fail_tile(task.number, str(outcome.error) or type(outcome.error).__name__)
             progress(done, len(tasks))
+        remove_leftovers(self.paths.tiles)
+        if not any(paths):
+            raise OutputError(f"no tile could be made: {self.book.failed_tiles[0].reason}")
+        self.book.drop_unseen()
         return cells, paths
 
     def _tile_tasks(
@@ -385,8 +397,9 @@ class _GridRun:
 
     def _clear_old_tiles(self) -> None:
         ensure_writable_folder(self.paths.tiles)
-        for old in self.paths.tiles.glob("tile_*.fits"):
-            if old.is_file():
+        remove_leftovers(self.paths.tiles)
+        for old in self.paths.tiles.iterdir():
+            if _TILE_NAME.fullmatch(old.name) and old.is_file():
                 remove_product(old)
 
     def _note_tile(self, task: _TileTask, report: _TileReport) -> None:

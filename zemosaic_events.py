@@ -159,11 +159,18 @@ def as_listener(callback: Callable | None) -> Listener | None:
     """
     if callback is None:
         return None
+    if _takes_three(callback):
+        return lambda event: _tell_plainly(callback, event)
     if _accepts(callback, 1):
         return callback
-    if _accepts(callback, 3):
-        return lambda event: _tell_plainly(callback, event)
     raise TypeError("progress_callback must take one event, or (message, progress, level)")
+
+
+def _takes_three(callback: Callable) -> bool:
+    """Whether a callback names three positional parameters, with or without defaults."""
+    positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    named = [p for p in inspect.signature(callback).parameters.values() if p.kind in positional]
+    return len(named) == 3 and _accepts(callback, 3)
 
 
 def _accepts(callback: Callable, n_arguments: int) -> bool:

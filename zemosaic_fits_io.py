@@ -239,7 +239,8 @@ def read_section(path: Path, header: FrameHeader, rect: Rect) -> np.ndarray:
     -------
     ndarray, shape (c, h, w)
         c is 3 for colour cubes (a fourth plane is left out), else 1. Values in the file's units, BZERO and BSCALE
-        applied: uint16 if the file holds such, else float32 with NaN for BLANK. Native byte order, C-contiguous.
+        applied: uint16 if the file holds such, else float32 with NaN for BLANK and for infinite values. Native byte
+        order, C-contiguous.
 
     Raises
     ------
@@ -318,6 +319,8 @@ class _Scaling(NamedTuple):
             values = values.astype(np.float32, order="C")
         if self.blank is not None:
             values[raw == self.blank] = np.nan
+        if scaled or self.bitpix < 0:
+            values[np.isinf(values)] = np.nan
         return values
 
 

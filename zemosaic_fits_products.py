@@ -11,6 +11,7 @@ import errno
 import io
 import logging
 import os
+import re
 import shutil
 import warnings
 from collections.abc import Iterator, Sequence
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import BinaryIO, Self
 
 import numpy as np
+import psutil
 from astropy.io import fits
 from astropy.io.fits.verify import VerifyWarning
 from astropy.wcs import WCS
@@ -29,6 +31,7 @@ logger = logging.getLogger("ZeMosaicWorker.products")
 
 _BLOCK = 2880
 _WORD = 0xFFFFFFFF
+_TEMP_NAME = re.compile(r"\..+\.(\d+)\.part")
 _DISK_FULL = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)}
 _CANNOT_RESERVE = {errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL}
 
@@ -148,12 +151,31 @@ def remove_product(path: Path) -> None:
     Raises
     ------
     OutputError
-        If it cannot be removed.
+        If it cannot be removed, or was not made by ZeMosaic.
     """
     try:
+        if fits.getheader(path, 0).get("SOFTNAME") != "ZeMosaic":
+            raise OutputError(f"{path} was not made by ZeMosaic; choose another output folder")
         path.unlink()
     except OSError as err:
         raise OutputError(f"{path} of an earlier run cannot be removed: {_why(err)}") from err
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove the temporary files of processes that are gone: killed, or lost with the power.
+
+    Raises
+    ------
+    OutputError
+        If one cannot be removed.
+    """
+    for path in folder.glob(".*.part"):
+        match = _TEMP_NAME.fullmatch(path.name)
+        if match and not psutil.pid_exists(int(match[1])):
+            try:
+                path.unlink(missing_ok=True)
+            except OSError as err:
+                raise OutputError(f"{path}, left by an earlier run, cannot be removed: {_why(err)}") from err
 
 
 # ---- reading products back ------------------------------------------------------------------------------

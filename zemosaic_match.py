@@ -20,6 +20,11 @@ from zemosaic_types import FrameRecord, FrameSolution, LeftOut, Rect
 #: A frame this much fainter than the average one (clouds) adds noise only.
 MAX_GAIN = 20.0
 
+#: Frames whose pixels are so many times larger or smaller than the others' have a wrong WCS.
+MAX_SCALE_RATIO = 10.0
+#: A distortion of this share of the frame's diagonal at its corners is nonsense.
+MAX_BEND = 0.1
+
 #: A frame that overlaps more frames than this is compared with so many of them, evenly chosen.
 MAX_PARTNERS = 24
 
@@ -47,8 +52,41 @@ class MatchedFrames:
     left_out: list[LeftOut]
 
 
-def drop_isolated(records: list[FrameRecord]) -> tuple[list[FrameRecord], list[LeftOut]]:
-    """Return the frames that belong to one mosaic, and those too far away from it to be on its canvas."""
+def drop_misfits(records: list[FrameRecord]) -> tuple[list[FrameRecord], list[LeftOut]]:
+    """Return the frames that belong to one mosaic, and those that would spoil its canvas, with reasons.
+
+    Left out are frames whose distortion or pixel scale makes no sense beside the others', and those too far away
+    from all others.
+    """
+    scale = float(np.median([pixel_scale_deg(frame_wcs(record.header)) for record in records]))
+    reasons = [_nonsense(record, scale) for record in records]
+    bent = [LeftOut(r.path, reason, r.line) for r, reason in zip(records, reasons, strict=True) if reason]
+    records, isolated = _drop_isolated([r for r, why in zip(records, reasons, strict=True) if not why])
+    return records, bent + isolated
+
+
+def _nonsense(record: FrameRecord, usual_scale: float) -> str:
+    """Return what is wrong with the shape of a frame on the sky, an empty text if nothing is."""
+    wcs = frame_wcs(record.header)
+    scale = pixel_scale_deg(wcs)
+    if not usual_scale / MAX_SCALE_RATIO < scale < usual_scale * MAX_SCALE_RATIO:
+        return (
+            f"its pixel scale, {scale * 3600:.3g} arcsec, is far from that of the others, {usual_scale * 3600:.3g}"
+        )
+    ny, nx = record.header.shape
+    x, y = np.array([-0.5, nx - 0.5, nx - 0.5, -0.5]), np.array([-0.5, -0.5, ny - 0.5, ny - 0.5])
+    if not wcs.has_distortion:
+        return ""
+    straight = wcs.wcs_world2pix(*wcs.all_pix2world(x, y, 0), 0)
+    bend = float(np.hypot(straight[0] - x, straight[1] - y).max())
+    if not bend < MAX_BEND * np.hypot(ny, nx):
+        return f"its distortion moves its corners by {bend:.3g} px"
+    return ""
+
+
+def _drop_isolated(records: list[FrameRecord]) -> tuple[list[FrameRecord], list[LeftOut]]:
+    if not records:
+        return [], []
     geometry = np.array([_centre_and_diagonal(record) for record in records])
     inside, distance = separate_isolated(geometry[:, :2], geometry[:, 2])
     left_out = [

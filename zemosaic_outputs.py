@@ -10,6 +10,7 @@ import hashlib
 import io
 import json
 import platform
+import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, fields
@@ -17,9 +18,11 @@ from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 
+import astropy.units as u
 import numpy as np
 from astropy.io import fits
 from astropy.time import Time
+from erfa import ErfaError, ErfaWarning
 
 from zemosaic_fits_products import ImageStream, read_rows, write_hdus, write_png, write_text
 from zemosaic_preview import shrink_factor, shrink_rows, stretch, to_uint16
@@ -31,6 +34,7 @@ SOFTWARE = "ZeMosaic"
 
 _COLOURS = "rgb"
 _BAND_ROWS = 64
+_LONGEST_EXPOSURE_S = 86400.0
 
 
 @dataclass(frozen=True)
@@ -246,19 +250,30 @@ def _add_times(header: fits.Header, used: list[LedgerRow]) -> None:
     """Write the span of the observations; frames without a readable date say nothing."""
     starts = []
     for row in used:
-        try:
-            starts.append((Time(row.date_obs, scale="utc"), row.exptime_s or 0.0))
-        except ValueError:
-            continue
+        moments = _start_and_end(row)
+        if moments is not None:
+            starts.append(moments)
     if not starts:
         return
     first = min(start for start, _ in starts)
-    last = max(Time(start.jd + exposure / 86400.0, format="jd", scale="utc") for start, exposure in starts)
+    last = max(end for _, end in starts)
     header["DATE-OBS"] = (first.isot, "start of the first exposure")
     header["DATE-BEG"] = (first.isot, "start of the first exposure")
     header["DATE-END"] = (last.isot, "end of the last exposure")
     header["EXPSTART"] = (first.jd, "[JD] start of the first exposure")
     header["EXPEND"] = (last.jd, "[JD] end of the last exposure")
+
+
+def _start_and_end(row: LedgerRow) -> tuple[Time, Time] | None:
+    """Return when a frame's exposure began and ended, None if its times make no sense."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", ErfaWarning)
+        try:
+            start = Time(row.date_obs, scale="utc")
+            end = start + min(row.exptime_s or 0.0, _LONGEST_EXPOSURE_S) * u.s
+            return start, Time(end.isot, scale="utc")
+        except (ValueError, ErfaError, ErfaWarning):
+            return None
 
 
 def _add_common_text(header: fits.Header, used: list[LedgerRow]) -> None:

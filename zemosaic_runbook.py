@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from zemosaic_events import CancelToken, Emitter, FrameLeftOut, Message, PhaseProgress, TileFailed
 from zemosaic_outputs import LedgerRow, ProductPaths, RunSummary
 from zemosaic_reproject import Canvas
-from zemosaic_types import FrameRecord, LeftOut, RunResult, TileFailure
+from zemosaic_types import FrameRecord, LeftOut, OutputError, RunResult, TileFailure
 
 logger = logging.getLogger("ZeMosaicWorker.run")
 
@@ -68,9 +68,10 @@ class RunBook:
         log = logger.info if item.harmless else logger.warning
         log("[GRID] %s left out: %s", item.path, item.reason)
         self.left_out.append(item)
-        row = self.rows.setdefault(item.path, LedgerRow(item.path, item.line))
-        row.reason = "; ".join(filter(None, (row.reason, item.reason)))
-        row.used = used
+        if not item.harmless:  # a repeated row is no planned frame of its own
+            row = self.rows.setdefault(item.path, LedgerRow(item.path, item.line))
+            row.reason = "; ".join(filter(None, (row.reason, item.reason)))
+            row.used = used
         self.emit(FrameLeftOut(item))
 
     def fail_tile(self, number: int, reason: str) -> None:
@@ -86,6 +87,12 @@ class RunBook:
         row.n_samples += kept
         row.n_rejected_low += low
         row.n_rejected_high += high
+
+    def drop_unseen(self) -> None:
+        """Leave out frames that gave no sample to any tile."""
+        for row in list(self.rows.values()):
+            if row.used and row.n_samples == 0:
+                self.leave_out(LeftOut(row.path, "none of its pixels is in the mosaic", row.line))
 
     def note_memory(self, who: str, n_bytes: int) -> None:
         """Note the peak memory of a process; the largest counts."""
@@ -116,12 +123,15 @@ class RunBook:
     @contextmanager
     def log_file(self) -> Iterator[None]:
         """Keep a log of the run beside its products."""
+        try:
+            handler = logging.FileHandler(self.paths.log, mode="w", encoding="utf-8")
+        except OSError as error:
+            raise OutputError(f"{self.paths.log} cannot be written: {error.strerror}") from error
+        handler.setFormatter(logging.Formatter(_LOG_FORMAT))
         family = logging.getLogger("ZeMosaicWorker")
         level = family.level
         if level == logging.NOTSET:
             family.setLevel(logging.INFO)
-        handler = logging.FileHandler(self.paths.log, mode="w", encoding="utf-8")
-        handler.setFormatter(logging.Formatter(_LOG_FORMAT))
         family.addHandler(handler)
         try:
             yield

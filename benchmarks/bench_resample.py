@@ -73,22 +73,22 @@ def _place(wcs: WCS, shape: tuple[int, int], canvas: Canvas) -> tuple[Placement,
 
 
 def _compare(frame: Frame, count: int) -> str:
-    """Return a table of times and of their ratios to those of reproject, and the agreement of the two."""
+    """Return a table of times and of the ratios of reproject's to them, and the agreement of the two."""
     seconds, images = {}, {}
     for name, function in _methods(frame).items():
         function()  # untimed: compiles, or fills caches
         seconds[name], images[name] = best_of(count, function)
     rows = [(name, f"{1e3 * s:.1f}", *_ratios(s, seconds)) for name, s in seconds.items()]
-    text = table(("", "ms", "x a channel at a time", "x three at once"), rows)
+    text = table(("", "ms", "a channel at a time / this", "three at once / this"), rows)
     return text + _agreement(images["resample: bilinear"], images[TOGETHER])
 
 
 def _ratios(value: float, seconds: dict[str, float]) -> list[str]:
-    return [f"{value / seconds[name]:.4f}" for name in (EACH, TOGETHER)]
+    return [f"{seconds[name] / value:.2f}" for name in (EACH, TOGETHER)]
 
 
 def _methods(frame: Frame) -> dict[str, Callable[[], object]]:
-    """Return what is timed. The pixel map of ``resample`` is made in a step of its own; reproject's is part of it."""
+    """Return what is timed; `resample` is given its pixel map, whose making is a line of its own."""
     target = {"output_projection": frame.canvas.wcs(), "shape_out": frame.canvas.shape, "return_footprint": False}
     once = partial(reproject_interp, (frame.planes, frame.wcs), **target, roundtrip_coords=False)
     return {

@@ -141,7 +141,7 @@ def _survey(work: Path, spec: SurveySpec) -> Survey:
     ny, nx = spec.frame_shape
     colour = "GRBG" if spec.color else "mono"
     depth = spec.count / spec.n_panels
-    print(f"survey: {spec.count} {colour} frames of {nx} x {ny} px, {spec.n_panels} panels of {depth:.1f} frames")
+    print(f"survey: {spec.count} {colour} frames of {nx} x {ny} px, {depth:.1f} a panel, panels {spec.panels}")
     if mark.exists() and mark.read_text(encoding="utf-8") == recipe:
         return plan_survey(spec, folder=frames)
     mark.unlink(missing_ok=True)
@@ -245,7 +245,8 @@ def _print_scores(scores: dict[str, MosaicScore]) -> None:
 
 
 def _written(value: float | tuple[float, ...], form: str) -> str:
-    return " ".join(format(v, form) for v in (value if isinstance(value, tuple) else (value,)))
+    values = value if isinstance(value, tuple) else (value,)
+    return " ".join(format(v, form) if math.isfinite(v) else "-" for v in values)  # "-": too little to measure
 
 
 if __name__ == "__main__":
