@@ -239,7 +239,7 @@ def read_section(path: Path, header: FrameHeader, rect: Rect) -> np.ndarray:
     -------
     ndarray, shape (c, h, w)
         c is 3 for colour cubes (a fourth plane is left out), else 1. Values in the file's units, BZERO and BSCALE
-        applied: uint16 if the file holds such, else float32 with NaN for BLANK and for infinite values. Native byte
+        applied: uint16 if the file holds such, else float32 with NaN for BLANK and infinite values. Native byte
         order, C-contiguous.
 
     Raises

@@ -92,7 +92,7 @@ def _compare(samples: Samples, count: int, *, with_astropy: bool) -> str:
         seconds[name], result = best_of(count, function)
         rejected[name] = _rejected(result, samples)
     rows = [(name, *_figures(s, seconds, samples), f"{rejected[name]:.2%}") for name, s in seconds.items()]
-    return table(("", "ms", "Ms/s", "x numpy", "x astropy", "rejected"), rows)
+    return table(("", "ms", "Ms/s", "this / numpy", "this / astropy", "rejected"), rows)
 
 
 def _methods(samples: Samples, *, with_astropy: bool) -> dict[str, Callable[[], object]]:
