@@ -6,10 +6,13 @@ S. Arnouts, A&AS 117, 393, 1996; K. Barbary, JOSS 1, 58, 2016).
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 
 import numpy as np
 import sep
+
+logger = logging.getLogger("ZeMosaicWorker.registration")
 
 #: Radius of the photometric aperture in units of the frame's FWHM: one shape of star gives one share of its
 #: light whatever the seeing.
@@ -18,7 +21,8 @@ APERTURE_FWHM = 2.0
 _MESH_PX = 64
 _THRESHOLD_SIGMA = 3.0
 _MAX_STARS = 500
-_PIXEL_STACK = 1_000_000
+_PIXEL_STACK = 3_000_000
+_SUB_OBJECTS = 20_000
 
 
 @dataclass(frozen=True)
@@ -82,8 +86,7 @@ def find_stars(
     exclude : ndarray of bool, shape (ny, nx), optional
         Stars whose brightest pixel lies on one of these (saturated) pixels are left out.
     """
-    sep.set_extract_pixstack(_PIXEL_STACK)
-    sources = sep.extract(residual, _THRESHOLD_SIGMA, err=noise, mask=mask, minarea=5, deblend_nthresh=16)
+    sources = _extract(residual, mask, noise)
     whole = (sources["flag"] & (sep.OBJ_TRUNC | sep.OBJ_MERGED)) == 0
     good = whole & (sources["a"] < 2.0 * sources["b"])
     if exclude is not None:
@@ -102,6 +105,19 @@ def find_stars(
         float(2.0 * np.median(radius)),
         float(np.median(sharpest["a"] / sharpest["b"])),
     )
+
+
+def _extract(residual: np.ndarray, mask: np.ndarray, noise: float) -> np.ndarray:
+    """Return sep's sources; in a field too crowded for it, none, which costs the frame its gain only."""
+    sep.set_extract_pixstack(_PIXEL_STACK)
+    sep.set_sub_object_limit(_SUB_OBJECTS)
+    try:
+        return sep.extract(residual, _THRESHOLD_SIGMA, err=noise, mask=mask, minarea=5, deblend_nthresh=16)
+    except Exception as error:
+        if type(error) is not Exception:  # sep's own errors are bare ones: its buffers are full
+            raise
+        logger.warning("[GRID] a field too crowded for star detection: %s", error)
+        return sep.extract(np.zeros((8, 8), dtype=np.float32), 1.0)
 
 
 def aperture_fluxes(

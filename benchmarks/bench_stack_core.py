@@ -132,7 +132,7 @@ def _rejected(result: object, samples: Samples) -> float:
 def _figures(value: float, seconds: dict[str, float], samples: Samples) -> list[str]:
     """Return milliseconds, million samples a second, and the time over that of numpy's and astropy's method."""
     ratios = [f"{value / seconds[name]:.2f}" if name in seconds else "" for name in (NUMPY, ASTROPY)]
-    return [f"{1e3 * value:.0f}", f"{samples.data.size / value / 1e6:.0f}", *ratios]
+    return [f"{1e3 * value:.1f}", f"{samples.data.size / value / 1e6:.0f}", *ratios]
 
 
 if __name__ == "__main__":
