@@ -21,7 +21,8 @@ APERTURE_FWHM = 2.0
 _MESH_PX = 64
 _THRESHOLD_SIGMA = 3.0
 _MAX_STARS = 500
-_PIXEL_STACK = 3_000_000
+# The buffer is allocated anew for every frame, so the large one is for frames that need it.
+_PIXEL_STACKS = (300_000, 5_000_000)
 _SUB_OBJECTS = 20_000
 
 
@@ -109,15 +110,17 @@ def find_stars(
 
 def _extract(residual: np.ndarray, mask: np.ndarray, noise: float) -> np.ndarray:
     """Return sep's sources; in a field too crowded for it, none, which costs the frame its gain only."""
-    sep.set_extract_pixstack(_PIXEL_STACK)
     sep.set_sub_object_limit(_SUB_OBJECTS)
-    try:
-        return sep.extract(residual, _THRESHOLD_SIGMA, err=noise, mask=mask, minarea=5, deblend_nthresh=16)
-    except Exception as error:
-        if type(error) is not Exception:  # sep's own errors are bare ones: its buffers are full
-            raise
-        logger.warning("[GRID] a field too crowded for star detection: %s", error)
-        return sep.extract(np.zeros((8, 8), dtype=np.float32), 1.0)
+    for pixel_stack in _PIXEL_STACKS:
+        sep.set_extract_pixstack(pixel_stack)
+        try:
+            return sep.extract(residual, _THRESHOLD_SIGMA, err=noise, mask=mask, minarea=5, deblend_nthresh=16)
+        except Exception as error:
+            if type(error) is not Exception:  # sep's own errors are bare ones: its buffers are full
+                raise
+            reason = error
+    logger.warning("[GRID] a field too crowded for star detection: %s", reason)
+    return sep.extract(np.zeros((8, 8), dtype=np.float32), 1.0)
 
 
 def aperture_fluxes(

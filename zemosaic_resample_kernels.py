@@ -116,7 +116,8 @@ def lanczos3(planes, section, size, lattice, origin, corner, table, out):
         for k in range(width):
             x, y = xs[k], ys[k]
             if not (-0.5 <= x < size[1] - 0.5 and -0.5 <= y < size[0] - 0.5):
-                out[:, row, k] = np.nan
+                for c in range(channels):
+                    out[c, row, k] = np.nan
                 continue
             fx, fy = math.floor(x), math.floor(y)
             _weights(table, x - fx, wx)
@@ -145,18 +146,23 @@ def _weights(table, fraction, out):
 
 @nb.njit(cache=True, nogil=True, inline="always")
 def _full_lanczos(plane, y0, x0, wy, wx):
-    """Six by six taps, all there; NaN if one of them is."""
+    """Six by six taps, all there; NaN if one of them is.
+
+    Unsigned indices spare the check for negative ones, which costs a third of the time here.
+    """
     total = 0.0
     smallest = plane[y0 + 1, x0 + 1]
+    x = np.uint64(x0)
     for j in range(6):
-        part = 0.0
-        for i in range(6):
-            part += wx[i] * plane[y0 + j, x0 + i]
-        total += wy[j] * part
-    for j in range(1, 5):
-        for i in range(1, 5):
-            value = plane[y0 + j, x0 + i]
-            smallest = value if value < smallest else smallest
+        row = plane[np.uint64(y0 + j)]
+        p0, p1, p2 = row[x], row[x + np.uint64(1)], row[x + np.uint64(2)]
+        p3, p4, p5 = row[x + np.uint64(3)], row[x + np.uint64(4)], row[x + np.uint64(5)]
+        total += wy[j] * (wx[0] * p0 + wx[1] * p1 + wx[2] * p2 + wx[3] * p3 + wx[4] * p4 + wx[5] * p5)
+        if 1 <= j <= 4:
+            smallest = p1 if p1 < smallest else smallest
+            smallest = p2 if p2 < smallest else smallest
+            smallest = p3 if p3 < smallest else smallest
+            smallest = p4 if p4 < smallest else smallest
     return max(total, np.float64(smallest)) if total == total else total
 
 
@@ -175,7 +181,8 @@ def bilinear(planes, section, size, lattice, origin, corner, out):
         for k in range(width):
             x, y = xs[k], ys[k]
             if not (-0.5 <= x < size[1] - 0.5 and -0.5 <= y < size[0] - 0.5):
-                out[:, row, k] = np.nan
+                for c in range(channels):
+                    out[c, row, k] = np.nan
                 continue
             fx, fy = math.floor(x), math.floor(y)
             rx, ry = x - fx, y - fy

@@ -3,6 +3,7 @@
 import logging
 import multiprocessing.resource_tracker
 import os
+import queue
 import re
 import shutil
 import signal
@@ -34,7 +35,7 @@ from zemosaic_fits_products import read_product_wcs
 from zemosaic_outputs import ProductPaths
 from zemosaic_plan import PLAN_NAME
 from zemosaic_synthetic import frame_wcs, small_spec
-from zemosaic_types import OutputError, PlanError, RunCancelled, StackParams
+from zemosaic_types import OutputError, PlanError, RunCancelled, StackParams, ZeMosaicError
 
 ONE_WORKER = GridSettings(workers=1, overwrite=True)
 GOOD = "Light_00_0001.fit"
@@ -325,6 +326,26 @@ def test_a_folder_without_one_good_frame_says_why(frames, tmp_path):
     assert half_written(tmp_path) == []
 
 
+def test_a_folder_whose_every_wcs_is_wild_says_why(frames, tmp_path):
+    folder = tmp_path / "raw"
+    folder.mkdir()
+    for name in good_names(frames)[:3]:
+        WILD_WCS["a distortion of a million pixels"](frames / name, folder / name)
+    run = Attempt(folder, tmp_path / "out")
+    assert isinstance(run.error, PlanError)
+    assert "distortion" in str(run.error)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
+def test_a_pipe_among_the_frames_does_not_hold_a_run_up(raw, tmp_path):
+    os.mkfifo(raw / "pipe.fits")
+    # In a process of its own, which can be ended if it waits for the pipe.
+    command = [sys.executable, "-m", "zemosaic_cli", "plan", raw, "--output", tmp_path / "plan.csv"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=20)
+    assert done.returncode in (0, 3)
+    assert "8 frames" in done.stdout
+
+
 class CanvasGuard(logging.Handler):
     """Cancels a run whose canvas has become far too big, before it fills the disk."""
 
@@ -585,6 +606,17 @@ def test_a_full_disk_ends_with_a_clear_error_and_nothing_half_written(frames, tm
     assert not [name for name in left if name.endswith(".part") or name.startswith("mosaic_grid")]
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
+def test_a_log_that_cannot_be_written_does_not_flood_the_terminal(frames, tmp_path, capfd):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "zemosaic.log").symlink_to("/dev/full")
+    run = Attempt(frames, tmp_path / "out")
+    assert run.error is None or isinstance(run.error, OutputError)
+    shown = capfd.readouterr().err
+    assert "Logging error" not in shown
+    assert "Traceback" not in shown
+
+
 # ---- a tile, a frame, a worker that is lost on the way ---------------------------------------------------
 
 
@@ -644,6 +676,28 @@ def test_a_run_without_one_tile_is_an_error_and_keeps_the_earlier_mosaic(frames,
     assert (out / "mosaic_grid.fits").read_bytes() == b"earlier"
 
 
+def test_a_tile_that_is_damaged_before_it_is_assembled_leaves_a_hole(frames, clean, tmp_path):
+    path = tmp_path / "out" / "tiles" / "tile_0002.fits"
+    damage = on_first(PhaseProgress, lambda _event: os.truncate(path, 100_000), phase="assemble")
+    run = Attempt(frames, tmp_path / "out", listener=damage)
+    check_hole(run, clean)
+    assert "cannot be read" in run.result.failed_tiles[0].reason
+
+
+@pytest.mark.parametrize("phase", ["stack", "assemble"])
+def test_a_run_that_loses_all_it_had_is_an_error_and_makes_no_mosaic(raw, tmp_path, phase):
+    def lose_all(_event):
+        for path in raw.glob("*.fit") if phase == "stack" else (tmp_path / "out" / "tiles").glob("*.fits"):
+            path.unlink()
+
+    lose = on_first(PhaseProgress, lose_all, phase=phase)
+    run = Attempt(raw, tmp_path / "out", listener=lose, spoils_input=True)
+    assert isinstance(run.error, ZeMosaicError)
+    assert run.finish is FinishReason.ERROR
+    assert not list(run.paths.folder.glob("mosaic_grid*"))
+    assert half_written(tmp_path) == []
+
+
 @pytest.fixture(scope="module")
 def bereft(frames, tmp_path_factory):
     """A run that loses a frame's file between its measure and the first tile."""
@@ -688,6 +742,8 @@ def bereaved(frames, tmp_path_factory):
     # What a worker leaves behind that was killed while it wrote.
     (out / "tiles").mkdir()
     (out / "tiles" / ".tile_0001.fits.99999999.part").write_bytes(b"half")
+    # And what a whole run leaves behind that was killed while it wrote.
+    (out / ".mosaic_grid.fits.99999999.part").write_bytes(b"half")
 
     def listen(event):
         in_measure(event)
@@ -710,7 +766,12 @@ def test_a_killed_worker_costs_nothing(bereaved, clean):
 
 @posix_only
 def test_what_a_killed_worker_had_half_written_is_cleared_away(bereaved):
-    assert half_written(bereaved.paths.folder) == []
+    assert half_written(bereaved.paths.tiles) == []
+
+
+@posix_only
+def test_what_a_killed_run_had_half_written_is_cleared_away(bereaved):
+    assert list(bereaved.paths.folder.glob(".*.part")) == []
 
 
 # ---- cancelling ------------------------------------------------------------------------------------------
@@ -762,6 +823,13 @@ def test_the_older_form_of_callback_is_told_everything(raw, tmp_path):
     assert messages[-1].startswith("run finished with failures")
     assert sum(message.startswith("run ") for message in messages) == 1
     assert (result.n_used, result.n_planned) == (8, 9)
+
+
+@pytest.mark.parametrize("kind", [queue.Queue, queue.SimpleQueue, multiprocessing.Queue])
+def test_a_queue_gets_typed_events(kind):
+    events = kind()
+    as_listener(events.put)(TileFailed(7, "no memory"))
+    assert events.get(timeout=10) == TileFailed(7, "no memory")
 
 
 def test_the_older_form_of_callback_may_have_defaults():
