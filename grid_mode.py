@@ -46,6 +46,7 @@ from zemosaic_types import (
     FrameRecord,
     LeftOut,
     OutputError,
+    PlanError,
     ProductExistsError,
     Rect,
     RunCancelled,
@@ -176,6 +177,11 @@ def run_grid_mode(
     -------
     RunResult
 
+    Notes
+    -----
+    Workers are fresh processes that import the calling script, so a script must make this call under
+    ``if __name__ == "__main__":``.
+
     Raises
     ------
     ConfigError, PlanError, OutputError
@@ -234,7 +240,10 @@ def run_grid(
 def _run(
     input_folder: Path, paths: ProductPaths, settings: GridSettings, emit: Emitter, cancel: CancelToken
 ) -> RunResult:
+    if paths.folder.resolve() == input_folder.resolve():
+        raise PlanError(f"{input_folder} cannot be input and output at once; nothing is written among raw frames")
     ensure_writable_folder(paths.folder)
+    remove_leftovers(paths.folder)
     if paths.mosaic.exists() and not settings.overwrite:
         raise ProductExistsError(
             f"{paths.mosaic} exists already; choose another output folder or ask for --overwrite"
@@ -385,7 +394,8 @@ class _GridRun:
         self, frames: list[StackFrame], cells: list[Rect], canvas: Canvas, n_channels: int
     ) -> list[_TileTask]:
         options = self.settings.stack_options(n_channels)
-        members = frames_of_cells([frame.placement for frame in frames], cells)
+        margins = [cell.grown(self.settings.overlap_px) for cell in cells]
+        members = frames_of_cells([frame.placement for frame in frames], margins)
         tasks = []
         for number, (cell, indices) in enumerate(zip(cells, members, strict=True), start=1):
             if indices:

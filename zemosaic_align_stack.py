@@ -1,6 +1,6 @@
 """Frames and a rectangle of the canvas in, stacked image out.
 
-The driver plans slabs of rows that fit the memory budget, reads from every frame the section that a slab
+The driver cuts the rectangle into slabs that fit the memory budget, reads from every frame the section that a slab
 needs, prepares and resamples it, and hands the samples of all frames to the stack core as one population.
 Nothing outside this module knows about slabs.
 """
@@ -30,7 +30,7 @@ from zemosaic_types import FrameError, FrameRecord, FrameSolution, Rect, StackPa
 
 #: Arrays of a slab besides the samples themselves, in units of one frame's samples: bounds and results.
 _EXTRA_PLANES = 16
-_MIN_SLAB_ROWS = 4
+_MIN_BLOCK_PX = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,11 +75,21 @@ class StackedRect:
     problems: tuple[tuple[str, str], ...]
 
 
-def slab_rows(n_frames: int, width: int, options: StackOptions) -> int:
-    """Return how many rows of a rectangle of `width` columns fit the memory budget, halo included."""
-    weights = n_frames if options.radial else 0
-    row_bytes = 4 * width * (options.n_channels * (n_frames + _EXTRA_PLANES) + weights)
-    return max(_MIN_SLAB_ROWS, options.mem_limit_bytes // row_bytes - 2 * HALO_PX)
+def block_shape(n_frames: int, shape: tuple[int, int], options: StackOptions) -> tuple[int, int]:
+    """Return the ``(rows, columns)`` of a tile that are worked on at once within the memory budget.
+
+    A block is as square as the budget allows: a flat one would need, of a rotated frame, nearly all of its
+    pixels again for every block.
+    """
+    planes = options.n_channels * (n_frames + _EXTRA_PLANES) + n_frames  # the last: weights a pixel
+    pixels = options.mem_limit_bytes // (4 * planes)
+    side = max(_MIN_BLOCK_PX, int(pixels**0.5) - 2 * HALO_PX)
+    ny, nx = shape
+    if side >= nx:
+        return max(_MIN_BLOCK_PX, min(ny, pixels // (nx + 2 * HALO_PX) - 2 * HALO_PX)), nx
+    if side >= ny:
+        return ny, max(_MIN_BLOCK_PX, min(nx, pixels // (ny + 2 * HALO_PX) - 2 * HALO_PX))
+    return side, side
 
 
 def stack_frames(
@@ -111,11 +121,12 @@ def stack_frames(
     sources = [_Source(frame, canvas) for frame in frames]
     whole = _empty_result(len(frames), options.n_channels, rect.shape)
     problems: dict[str, str] = {}
-    rows = slab_rows(max(1, len(frames)), rect.shape[1] + 2 * HALO_PX, options)
+    rows, columns = block_shape(max(1, len(frames)), rect.shape, options)
     for y in range(rect.y0, rect.y1, rows):
-        between_slabs()
-        slab = Rect(y, min(y + rows, rect.y1), rect.x0, rect.x1)
-        _stack_slab(sources, canvas, slab, rect, options, whole, problems)
+        for x in range(rect.x0, rect.x1, columns):
+            between_slabs()
+            slab = Rect(y, min(y + rows, rect.y1), x, min(x + columns, rect.x1))
+            _stack_slab(sources, canvas, slab, rect, options, whole, problems)
     return StackedRect(whole, tuple(sorted(problems.items())))
 
 

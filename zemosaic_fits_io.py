@@ -240,7 +240,8 @@ def read_section(path: Path, header: FrameHeader, rect: Rect) -> np.ndarray:
     ndarray, shape (c, h, w)
         c is 3 for colour cubes (a fourth plane is left out), else 1. Values in the file's units, BZERO and BSCALE
         applied: uint16 if the file holds such, else float32 with NaN for BLANK and infinite values. Native byte
-        order, C-contiguous.
+        order, C-contiguous. Pixels that an ALPHA extension makes wholly transparent are NaN, so that nothing
+        of them enters their neighbours.
 
     Raises
     ------
@@ -252,7 +253,13 @@ def read_section(path: Path, header: FrameHeader, rect: Rect) -> np.ndarray:
     raw, scaling = _read(path, header.hdu, header.shape, rect)
     if raw is None:
         raise FrameError("the shape of the image is not what it was when its header was read")
-    return scaling.apply(raw)
+    values = scaling.apply(raw)
+    alpha = read_alpha(path, header, rect)
+    if alpha is None:
+        return values
+    values = values.astype(np.float32)
+    values[:, alpha == 0] = np.nan
+    return values
 
 
 def read_alpha(path: Path, header: FrameHeader, rect: Rect) -> np.ndarray | None:

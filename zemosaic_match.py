@@ -13,7 +13,7 @@ from zemosaic_align_stack import StackFrame
 from zemosaic_fits_io import frame_wcs
 from zemosaic_measure import MeasuredFrame
 from zemosaic_photometry import Match, solve_match
-from zemosaic_reproject import Canvas, pixel_scale_deg, sample_noise
+from zemosaic_reproject import Canvas, centre_icrs, pixel_scale_deg, sample_noise
 from zemosaic_tiling import overlapping_pairs, separate_isolated, thin_pairs
 from zemosaic_types import FrameRecord, FrameSolution, LeftOut, Rect
 
@@ -75,9 +75,12 @@ def _nonsense(record: FrameRecord, usual_scale: float) -> str:
         )
     ny, nx = record.header.shape
     x, y = np.array([-0.5, nx - 0.5, nx - 0.5, -0.5]), np.array([-0.5, -0.5, ny - 0.5, ny - 0.5])
+    world = wcs.all_pix2world(x, y, 0)
+    if not (np.isfinite(world).all() and np.isfinite(centre_icrs(wcs, (ny, nx))).all()):
+        return "its WCS puts parts of it off the sky"
     if not wcs.has_distortion:
         return ""
-    straight = wcs.wcs_world2pix(*wcs.all_pix2world(x, y, 0), 0)
+    straight = wcs.wcs_world2pix(*world, 0)
     bend = float(np.hypot(straight[0] - x, straight[1] - y).max())
     if not bend < MAX_BEND * np.hypot(ny, nx):
         return f"its distortion moves its corners by {bend:.3g} px"
@@ -100,9 +103,8 @@ def _drop_isolated(records: list[FrameRecord]) -> tuple[list[FrameRecord], list[
 def _centre_and_diagonal(record: FrameRecord) -> tuple[float, float, float]:
     """Return right ascension and declination of a frame's centre and its diagonal, in degrees."""
     wcs = frame_wcs(record.header)
-    ny, nx = record.header.shape
-    ra, dec = wcs.all_pix2world(0.5 * (nx - 1), 0.5 * (ny - 1), 0)
-    return float(ra), float(dec), float(np.hypot(ny, nx)) * pixel_scale_deg(wcs)
+    ra, dec = centre_icrs(wcs, record.header.shape)
+    return ra, dec, float(np.hypot(*record.header.shape)) * pixel_scale_deg(wcs)
 
 
 def match_frames(measured: list[MeasuredFrame], options: MatchOptions) -> MatchedFrames:
@@ -131,7 +133,8 @@ def match_frames(measured: list[MeasuredFrame], options: MatchOptions) -> Matche
 def _solve(measured: list[MeasuredFrame], method: str) -> Match:
     placements = [m.placement for m in measured]
     area_ratio = np.array([p.area_ratio for p in placements])
-    pairs = thin_pairs(overlapping_pairs(placements), len(placements), MAX_PARTNERS)
+    centres = np.array([np.mean(p.polygon, axis=0) for p in placements])
+    pairs = thin_pairs(overlapping_pairs(placements), centres, MAX_PARTNERS)
     return solve_match([m.measure for m in measured], pairs, area_ratio, method=method)
 
 

@@ -79,6 +79,9 @@ def sky_and_noise(plane: np.ndarray) -> tuple[float, float]:
     if difference.size == 0 or values.size == 0:
         return float("nan"), float("nan")
     noise = MAD_TO_SIGMA * _mad(difference) / np.sqrt(2.0)
+    if noise == 0.0:
+        # Coarsely quantised: most neighbours are equal, the others still tell.
+        noise = np.sqrt(np.pi) / 2.0 * float(np.mean(np.abs(difference)))
     sky = _iterated_median(values)
     return float(sky), float(noise)
 

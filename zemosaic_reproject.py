@@ -141,6 +141,7 @@ def optimal_canvas(frames: list[tuple[tuple[int, int], WCS]], *, orientation: st
     wcs, _ = find_optimal_celestial_wcs(
         frames,
         frame=ICRS(),
+        reference=_mean_position(frames),
         projection="TAN",
         resolution=scale * u.deg,
         auto_rotate=orientation == "auto",
@@ -153,6 +154,20 @@ def optimal_canvas(frames: list[tuple[tuple[int, int], WCS]], *, orientation: st
     low = np.floor(np.min([outline.min(axis=0) for outline in outlines], axis=0)).astype(int)
     high = np.ceil(np.max([outline.max(axis=0) for outline in outlines], axis=0)).astype(int)
     return draft.window(Rect(int(low[1]), int(high[1]) + 1, int(low[0]), int(high[0]) + 1))
+
+
+def centre_icrs(wcs: WCS, shape: tuple[int, int]) -> tuple[float, float]:
+    """Return right ascension and declination of a frame's centre in ICRS, degrees; NaN off the sky."""
+    lon, lat = wcs.all_pix2world(0.5 * (shape[1] - 1), 0.5 * (shape[0] - 1), 0)
+    if not np.isfinite([lon, lat]).all():
+        return float("nan"), float("nan")
+    lon, lat = _to_icrs(wcs, np.atleast_1d(lon), np.atleast_1d(lat))
+    return float(lon[0]), float(lat[0])
+
+
+def _mean_position(frames: list[tuple[tuple[int, int], WCS]]) -> SkyCoord:
+    centres = SkyCoord([centre_icrs(wcs, shape) for shape, wcs in frames], unit="deg", frame="icrs")
+    return SkyCoord(centres.cartesian.mean(), frame="icrs")
 
 
 def pixel_scale_deg(wcs: WCS) -> float:

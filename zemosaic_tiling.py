@@ -11,7 +11,7 @@ import math
 import numpy as np
 import shapely
 from scipy.sparse import coo_matrix
-from scipy.sparse.csgraph import connected_components
+from scipy.sparse.csgraph import connected_components, minimum_spanning_tree
 from scipy.spatial import cKDTree
 
 from zemosaic_reproject import Placement
@@ -58,24 +58,40 @@ def overlapping_pairs(placements: list[Placement]) -> np.ndarray:
     return pairs[np.lexsort((pairs[:, 1], pairs[:, 0]))]
 
 
-def thin_pairs(pairs: np.ndarray, n_frames: int, most: int) -> np.ndarray:
-    """Return enough pairs to tie all frames together: each frame picks at most `most` of its partners.
+def thin_pairs(pairs: np.ndarray, centres: np.ndarray, most: int) -> np.ndarray:
+    """Return enough of the pairs to tie together all frames that the pairs tie together.
 
-    A frame that has more takes every k-th of them, starting after itself, so partners from all panels are among
-    them and the pairs do not all go to the same few frames.
+    A frame with more than `most` partners takes the ones at evenly spaced distances, so that the few that reach
+    into the next panel are among them; a spanning forest is added, so that no group is torn.
+
+    Parameters
+    ----------
+    pairs : ndarray, shape (p, 2)
+        first < second, sorted.
+    centres : ndarray, shape (n, 2)
+        Positions of the frames.
+    most : int
     """
+    n = len(centres)
     both = np.concatenate([pairs, pairs[:, ::-1]])
     both = both[np.lexsort((both[:, 1], both[:, 0]))]
-    bounds = np.searchsorted(both[:, 0], np.arange(n_frames + 1))
-    chosen = []
+    bounds = np.searchsorted(both[:, 0], np.arange(n + 1))
+    chosen = [_spanning_forest(pairs, n)]
     for frame, (start, stop) in enumerate(itertools.pairwise(bounds)):
         partners = both[start:stop, 1]
         if partners.size > most:
-            after = np.searchsorted(partners, frame)
-            steps = np.arange(most) * partners.size // most
-            partners = partners[(after + steps) % partners.size]
+            distance = np.hypot(*(centres[partners] - centres[frame]).T)
+            order = np.argsort(distance, kind="stable")
+            steps = np.linspace(0.0, distance[order[-1]], most)
+            nearest = np.searchsorted(distance[order], steps).clip(max=partners.size - 1)
+            partners = partners[order[np.unique(nearest)]]
         chosen.append(np.column_stack([np.minimum(frame, partners), np.maximum(frame, partners)]))
     return np.unique(np.concatenate(chosen), axis=0)
+
+
+def _spanning_forest(pairs: np.ndarray, n: int) -> np.ndarray:
+    graph = coo_matrix((np.ones(len(pairs)), (pairs[:, 0], pairs[:, 1])), shape=(n, n))
+    return np.column_stack(minimum_spanning_tree(graph).nonzero()).astype(pairs.dtype)
 
 
 def _polygons(placements: list[Placement]) -> np.ndarray:

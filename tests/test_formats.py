@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from astropy.io import fits
+from scipy.ndimage import binary_dilation
 
 from surveys import TWO_WORKERS, Run, survey_in
 from zemosaic_preprocess import bayer_colours, demosaic
@@ -124,9 +125,32 @@ def test_transparent_pixels_do_not_contribute_and_half_transparent_ones_half(mon
     weight_lost = opaque.weight - half.weight
     assert np.percentile(weight_lost[lost == 1], [10, 90]) == pytest.approx([1 - 128 / 255] * 2, abs=0.01)
     # Along the mask's edge the opacity is resampled, so the frame still counts there with less weight.
-    inside = np.isfinite(clear.mosaic) & (clear.weight == opaque.weight)
-    assert inside.sum() > 0.9 * (lost == 0).sum() - (opaque.coverage == 0).sum()
+    # The kernel reaches 3 px, so values beside the mask differ; further away nothing does.
+    touched = binary_dilation(clear.weight != opaque.weight, iterations=6)
+    inside = np.isfinite(clear.mosaic) & ~touched
+    assert inside.sum() > 0.8 * ((lost == 0) & (opaque.coverage > 0)).sum()
     np.testing.assert_array_equal(clear.mosaic[inside], opaque.mosaic[inside])
+
+
+def zeros_under_the_mask(path, data, header, number):
+    if number != 0:
+        return False
+    alpha = np.full(data.shape, 255, dtype=np.uint8)
+    alpha[:, :180] = 0
+    data = np.where(alpha > 0, data, 0).astype(np.uint16)
+    fits.HDUList([fits.PrimaryHDU(data, header), fits.ImageHDU(alpha, name="ALPHA")]).writeto(path)
+    return True
+
+
+def test_what_lies_under_a_mask_enters_neither_measures_nor_neighbours(mono, tmp_path):
+    _, frames, reference = mono
+    run = Run(rewritten(frames, tmp_path / "frames", zeros_under_the_mask), tmp_path / "out", ONE_WORKER)
+    assert run.result.complete
+    before, after = reference.ledger[0], run.ledger[0]
+    assert float(after["noise"]) == pytest.approx(float(before["noise"]), rel=0.05)
+    assert float(after["sky"]) == pytest.approx(float(before["sky"]), rel=0.02)
+    noise = float(before["noise"])
+    assert np.nanmin(run.mosaic) > np.nanmin(reference.mosaic) - 2 * noise
 
 
 def binned(path, data, header, number):

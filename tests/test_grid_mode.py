@@ -29,11 +29,11 @@ def colour(tmp_path_factory):
 
 DIVISIONS = {
     "two workers": {"workers": 2},
-    "slabs of a few rows": {"chunk_ram_mb": 1},
+    "small blocks": {"chunk_ram_mb": 1},
     "slabs of many rows": {"chunk_ram_mb": 12, "workers": 2},
     "small tiles": {"size_factor": 3.0, "workers": 2},
     "one tile": {"size_factor": 0.1},
-    "tiles with a margin": {"overlap_px": 17, "size_factor": 2.0, "workers": 2},
+    "tiles with a margin": {"overlap_px": 60, "size_factor": 2.0, "workers": 2},
 }
 
 
@@ -94,7 +94,7 @@ def test_products_agree_with_each_other_and_verify(colour):
 
 def test_tiles_are_cut_from_the_pixel_grid_of_the_mosaic(colour, tmp_path):
     _, frames, reference = colour
-    run = Run(frames, tmp_path / "out", replace(TWO_WORKERS, size_factor=2.0, overlap_px=9))
+    run = Run(frames, tmp_path / "out", replace(TWO_WORKERS, size_factor=3.0, overlap_px=60))
     whole = WCS(run.header, naxis=2)
     tiles = sorted(run.paths.tiles.glob("tile_*.fits"))
     assert len(tiles) > 4

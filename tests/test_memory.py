@@ -8,7 +8,7 @@ import numpy as np
 
 from parallel_utils import WORKER_BASE_BYTES
 from surveys import TWO_WORKERS, Run, survey_in
-from zemosaic_align_stack import StackOptions, slab_rows
+from zemosaic_align_stack import StackOptions, block_shape, stack_frames
 from zemosaic_synthetic import small_spec
 
 MEGABYTE = 1024**2
@@ -32,12 +32,28 @@ def test_three_hundred_frames_on_one_tile_stay_within_the_budget(tmp_path):
     assert run.coverage.max() > 290
 
 
-def test_slabs_shrink_as_frames_pile_up_and_never_vanish():
+def test_blocks_shrink_as_frames_pile_up_never_vanish_and_stay_square():
     options = StackOptions(n_channels=3, mem_limit_bytes=64 * MEGABYTE)
-    rows = [slab_rows(n, 1920, options) for n in (1, 10, 100, 1000, 100_000)]
-    assert rows == sorted(rows, reverse=True)
-    assert rows[-1] >= 1
-    for n in (10, 100):
-        used = 4 * 3 * 1920 * n * (slab_rows(n, 1920, options) + 2)
+    sizes = [block_shape(n, (1920, 1920), options) for n in (1, 10, 100, 1000, 20_000)]
+    areas = [rows * columns for rows, columns in sizes]
+    assert areas == sorted(areas, reverse=True)
+    assert min(map(min, sizes)) >= 4
+    assert sizes[3][0] == sizes[3][1]
+    for n, (rows, columns) in zip((10, 100, 1000, 20_000), sizes[1:], strict=True):
+        used = 4 * (3 * n + n) * (rows + 2) * (columns + 2)
         assert 0.3 * options.mem_limit_bytes < used <= options.mem_limit_bytes
-    assert np.diff(rows).sum() < 0
+
+
+def test_blocks_of_a_few_pixels_give_the_same_as_one_block(tmp_path):
+    from test_truth import DEEP, truth_frames
+
+    survey = survey_in(tmp_path / "frames", replace(DEEP, frames_per_panel=5, frame_shape=(60, 80)))
+    options = StackOptions(n_channels=1)
+    pairs, canvas = truth_frames(survey, tmp_path / "frames", options)
+    frames = [frame for frame, _ in pairs]
+    whole = stack_frames(frames, canvas, canvas.rect, options).result
+    tiny = stack_frames(frames, canvas, canvas.rect, replace(options, mem_limit_bytes=5000)).result
+    assert block_shape(5, canvas.shape, replace(options, mem_limit_bytes=5000))[0] < 8
+    np.testing.assert_array_equal(tiny.image, whole.image)
+    np.testing.assert_array_equal(tiny.coverage, whole.coverage)
+    np.testing.assert_array_equal(tiny.tally, whole.tally)

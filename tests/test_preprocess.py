@@ -118,6 +118,11 @@ def test_sky_and_noise_ignore_stars_gradients_and_holes():
     assert noise == pytest.approx(25, rel=0.04)
 
 
+def test_coarsely_quantised_noise_is_not_taken_for_a_constant():
+    plane = np.rint(np.random.default_rng(6).normal(100, 0.4, (300, 300))).astype(np.float32)
+    assert sky_and_noise(plane)[1] == pytest.approx(plane.std(), rel=0.3)
+
+
 def test_sky_and_noise_of_nothing_are_nan_and_of_a_constant_zero():
     assert np.isnan(sky_and_noise(np.full((5, 5), np.nan, np.float32))).all()
     assert sky_and_noise(np.full((5, 5), 3.0, np.float32)) == (3.0, 0.0)

@@ -89,22 +89,32 @@ def test_a_single_frame_is_its_own_mosaic():
     assert separate_isolated(np.array([[10.0, 20.0]]), np.array([1.0]))[0].tolist() == [True]
 
 
-def test_thinned_pairs_tie_everything_together_with_few_pairs():
-    n = 300
-    pairs = np.array([(i, j) for i in range(n) for j in range(i + 1, n) if j - i < 200])
-    thin = thin_pairs(pairs, n, 10)
-    every = {tuple(pair) for pair in pairs.tolist()}
-    assert all(tuple(pair) in every for pair in thin.tolist())
-    assert len(thin) <= 10 * n
-    degree = np.bincount(thin.ravel(), minlength=n)
-    assert degree.min() >= 10
-    reached = {0}
-    for _ in range(n):
-        reached |= {b for a, b in thin.tolist() if a in reached} | {a for a, b in thin.tolist() if b in reached}
-    assert len(reached) == n
+def groups_of(pairs, n):
+    from scipy.sparse import coo_matrix
+    from scipy.sparse.csgraph import connected_components
+
+    graph = coo_matrix((np.ones(len(pairs)), (pairs[:, 0], pairs[:, 1])), shape=(n, n))
+    return connected_components(graph, directed=False)[0]
+
+
+@pytest.mark.parametrize("gap", [250, 290, 299])
+def test_thinned_pairs_tie_panels_together_however_few_pairs_join_them(gap):
+    rng = np.random.default_rng(gap)
+    left = [square(*rng.normal(0, 5, 2), 300) for _ in range(120)]
+    right = [square(gap + rng.normal(0, 5), rng.normal(0, 5), 300) for _ in range(120)]
+    placements = left + right
+    centres = np.array([np.mean(p.polygon, axis=0) for p in placements])
+    pairs = overlapping_pairs(placements)
+    thin = thin_pairs(pairs, centres, 12)
+    assert {tuple(p) for p in thin.tolist()} <= {tuple(p) for p in pairs.tolist()}
+    assert len(thin) < 13 * len(placements)
+    assert groups_of(thin, 240) == groups_of(pairs, 240) == 1
+    across = ((thin[:, 0] < 120) & (thin[:, 1] >= 120)).sum()
+    assert across > 50
 
 
 def test_few_pairs_are_all_kept():
     pairs = np.array([(0, 1), (0, 2), (1, 2), (2, 3)])
-    assert thin_pairs(pairs, 5, 4).tolist() == pairs.tolist()
-    assert thin_pairs(np.empty((0, 2), dtype=int), 3, 4).shape == (0, 2)
+    centres = np.zeros((5, 2))
+    assert thin_pairs(pairs, centres, 4).tolist() == pairs.tolist()
+    assert thin_pairs(np.empty((0, 2), dtype=int), centres[:3], 4).shape == (0, 2)
