@@ -1,6 +1,6 @@
 """The product set of a run: names, headers, tile files, ledger, report. The same for every pipeline.
 
-What a file holds is decided here; how it reaches the disk is `zemosaic_fits_io`'s business.
+What a file holds is decided here; how it reaches the disk is `zemosaic_fits_products`'s business.
 """
 
 from __future__ import annotations
@@ -218,8 +218,10 @@ def product_header(summary: RunSummary, *, unit: str, what: str) -> fits.Header:
     header["RESAMPT1"] = (settings["kernel"].upper(), "resampling along x")
     header["RESAMPT2"] = (settings["kernel"].upper(), "resampling along y")
     header["CFGDIGST"] = (summary.digest, "digest of settings and frames")
-    for stage in ("normalise", "weight", "reject", "combine"):
-        header.add_history(f"{SOFTWARE} {stage}: {settings[stage]}")
+    kappas = f"kappa {settings['kappa_low']:g}/{settings['kappa_high']:g}, spread {settings['spread']}"
+    for stage, detail in (("normalise", ""), ("weight", ""), ("reject", f", {kappas}"), ("combine", "")):
+        header.add_history(f"{SOFTWARE} {stage}: {settings[stage]}{detail}")
+    header.add_history(f"{SOFTWARE} resample: {settings['kernel']}, canvas {settings['orientation']}")
     return header
 
 
