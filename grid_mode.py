@@ -340,6 +340,8 @@ class _GridRun:
         records, misfits = drop_misfits(records)
         for item in misfits:
             self.book.leave_out(item)
+        if not records:
+            raise PlanError(f"no frame is left for a mosaic: {self.book.first_reasons()}")
         frames = [(record.header.shape, frame_wcs(record.header)) for record in records]
         canvas = optimal_canvas(frames, orientation=self.settings.orientation)
         n_channels = max(record.header.n_channels for record in records)
@@ -388,6 +390,8 @@ class _GridRun:
         if not any(paths):
             raise OutputError(f"no tile could be made: {self.book.failed_tiles[0].reason}")
         self.book.drop_unseen()
+        if not any(row.used for row in self.book.rows.values()):
+            raise OutputError(f"no frame gave a pixel to the mosaic: {self.book.first_reasons()}")
         return cells, paths
 
     def _tile_tasks(
@@ -432,7 +436,10 @@ class _GridRun:
             progress(done, len(cells))
 
         with open_products(self.paths, summary) as streams:
-            for failure in assemble(cells, tile_paths, streams, summary.n_channels, between_tiles=between):
+            failures = assemble(cells, tile_paths, streams, summary.n_channels, between_tiles=between)
+            for failure in failures:
                 self.book.fail_tile(failure.tile, failure.reason)
+            if len(failures) == sum(path is not None for path in tile_paths):
+                raise OutputError(f"no tile could be read back: {failures[0].reason}")
         write_pictures(self.paths, summary, uint16=self.settings.save_uint16, legacy=self.settings.legacy_rgb_cube)
         progress(len(cells), len(cells))

@@ -170,7 +170,8 @@ def _takes_three(callback: Callable) -> bool:
     """Whether a callback names three positional parameters, with or without defaults."""
     positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
     named = [p for p in inspect.signature(callback).parameters.values() if p.kind in positional]
-    return len(named) == 3 and _accepts(callback, 3)
+    required = all(p.default is inspect.Parameter.empty for p in named)
+    return len(named) == 3 and (required or named[-1].name == "level") and _accepts(callback, 3)
 
 
 def _accepts(callback: Callable, n_arguments: int) -> bool:

@@ -22,6 +22,7 @@ import numpy as np
 import psutil
 from astropy.io import fits
 from astropy.io.fits.verify import VerifyWarning
+from astropy.utils.exceptions import AstropyUserWarning
 from astropy.wcs import WCS
 from PIL import Image
 
@@ -196,10 +197,12 @@ def read_image(path: Path, hdu: int | str) -> tuple[fits.Header, np.ndarray]:
         If the file cannot be read or lacks the HDU.
     """
     try:
-        with fits.open(path, memmap=False) as hdus:
+        with path.open("rb") as file, warnings.catch_warnings():
+            warnings.simplefilter("error", AstropyUserWarning)  # of a truncated file
+            hdus = fits.open(file, memmap=False)
             data = hdus[hdu].data
             return hdus[hdu].header, data.astype(data.dtype.newbyteorder("="))
-    except (OSError, KeyError, IndexError, ValueError, AttributeError) as err:
+    except (OSError, KeyError, IndexError, ValueError, AttributeError, AstropyUserWarning) as err:
         raise FrameError(f"{path} cannot be read: {err}") from err
 
 

@@ -12,6 +12,7 @@ import logging
 import math
 import os
 import re
+import stat
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -255,7 +256,7 @@ def scan_folder(
                 continue
             if entry.is_symlink():
                 links.append(here / entry.name)
-            else:
+            elif not _is_pipe(entry):
                 found.setdefault(real / entry.name, here / entry.name)
         if on_progress is not None:
             on_progress(len(found), 0)
@@ -303,6 +304,14 @@ def _entries(folder: Path) -> list[os.DirEntry]:
     except OSError as err:
         logger.warning("[GRID] the folder %s cannot be read: %s", folder, err.strerror)
         return []
+
+
+def _is_pipe(entry: os.DirEntry) -> bool:
+    """Whether opening a file would wait for somebody to write into it."""
+    try:
+        return stat.S_ISFIFO(entry.stat(follow_symlinks=False).st_mode)
+    except OSError:  # it is told when it is read
+        return False
 
 
 def _is_folder(entry: os.DirEntry) -> bool:

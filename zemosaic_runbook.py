@@ -20,6 +20,13 @@ logger = logging.getLogger("ZeMosaicWorker.run")
 _LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 
 
+class _LogFile(logging.FileHandler):
+    """A log that says once, when it is closed, that the disk did not take it: not for every line, on stderr."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        """Keep quiet; closing the file raises what is wrong."""
+
+
 class RunBook:
     """Everything a run notes down.
 
@@ -124,7 +131,7 @@ class RunBook:
     def log_file(self) -> Iterator[None]:
         """Keep a log of the run beside its products."""
         try:
-            handler = logging.FileHandler(self.paths.log, mode="w", encoding="utf-8")
+            handler = _LogFile(self.paths.log, mode="w", encoding="utf-8")
         except OSError as error:
             raise OutputError(f"{self.paths.log} cannot be written: {error.strerror}") from error
         handler.setFormatter(logging.Formatter(_LOG_FORMAT))
@@ -138,7 +145,10 @@ class RunBook:
         finally:
             family.removeHandler(handler)
             family.setLevel(level)
-            handler.close()
+            try:
+                handler.close()
+            except OSError as error:
+                raise OutputError(f"{self.paths.log} cannot be written: {error.strerror}") from error
 
     def summary(self, canvas: Canvas, n_channels: int, settings: dict, saturation: float) -> RunSummary:
         """Return what headers and the report say about the run."""

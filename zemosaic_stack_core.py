@@ -9,11 +9,12 @@ Rejections
 ``none``
     Every sample survives.
 ``kappa_sigma``
-    Clip about the median at ``kappa_low`` and ``kappa_high`` standard deviations of the survivors, iterated. With
-    ``spread="auto"`` there is one clip, and the deviation is not the sample's but the larger of the expected noise
-    of its frames and its robust spread (scaled median absolute deviation, less its own standard error), plus a term
-    for steep places: a sample's own standard deviation cannot reject anything among n <= 10 samples, where no
-    deviation exceeds (n - 1) / sqrt(n), and a bad sample in twenty widens it enough to hide faint ones.
+    Clip about the median at ``kappa_low`` and ``kappa_high`` standard deviations of the survivors, iterated.
+    With ``spread="auto"`` there is one clip, and the deviation is not the sample's but the larger of the
+    expected noise of its frames and its robust spread (scaled median absolute deviation, less its own standard
+    error), plus a term for steep places: a sample's own standard deviation cannot reject anything among
+    n <= 10 samples, where no deviation exceeds (n - 1) / sqrt(n), and a bad sample in twenty widens it enough to
+    hide faint ones.
 ``winsorized_sigma_clip``
     Huber-winsorised spread iterated to convergence (1.5 sigma, factor 1.134), then a clip of the original
     samples about their median, repeated; the form used by PixInsight and Siril. The winsor limits give the

@@ -168,7 +168,8 @@ def test_ctrl_c_ends_with_status_130_and_leaves_nothing_behind(frames, tmp_path)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX systems")
-def test_ctrl_c_while_the_workers_start_is_as_quiet(frames, tmp_path):
+@pytest.mark.parametrize("delay_s", [0.0, 0.004, 0.1])
+def test_ctrl_c_while_the_workers_start_is_as_quiet(frames, tmp_path, delay_s):
     full = [sys.executable, "-m", "zemosaic_cli", "grid", str(frames), str(tmp_path / "out"), "--workers", "2"]
     process = subprocess.Popen(
         full, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True
@@ -176,9 +177,13 @@ def test_ctrl_c_while_the_workers_start_is_as_quiet(frames, tmp_path):
     me, workers = psutil.Process(process.pid), []
     while process.poll() is None and not workers:
         workers = [child for child in me.children() if any("spawn_main" in word for word in child.cmdline())]
+    time.sleep(delay_s)
     # A terminal sends the signal to every process of its foreground group.
     os.killpg(process.pid, signal.SIGINT)
-    _, errors = process.communicate(timeout=60)
+    try:
+        _, errors = process.communicate(timeout=30)
+    finally:
+        process.kill()  # one that hangs; its workers leave with it
     assert process.returncode == 130
     assert "Traceback" not in errors
     _, alive = psutil.wait_procs(workers, timeout=20)
