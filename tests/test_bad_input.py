@@ -727,9 +727,9 @@ def test_a_frame_that_gave_no_sample_is_not_counted_as_used(bereft):
     assert bereft.header["LIVETIME"] == 70.0
 
 
-@pytest.fixture(scope="module", params=["measure", "stack"])
-def bereaved(request, frames, tmp_path_factory):
-    """A run of two workers one of which is killed; one death a run, for a second one may cost a tile."""
+@pytest.fixture(scope="module")
+def bereaved(frames, tmp_path_factory):
+    """A run of two workers one of which is killed in the measure, and one in the stack."""
     out = tmp_path_factory.mktemp("bereaved")
     killed = []
 
@@ -737,18 +737,20 @@ def bereaved(request, frames, tmp_path_factory):
         os.kill(pid, signal.SIGKILL)
         killed.append(pid)
 
-    listeners = {
-        "measure": on_first(PhaseProgress, lambda _event: kill(workers()[0].pid), phase="measure", done=4),
-        "stack": on_first(TileDone, lambda event: kill(event.worker_pid)),
-    }
+    in_measure = on_first(PhaseProgress, lambda _event: kill(workers()[0].pid), phase="measure", done=4)
+    in_stack = on_first(TileDone, lambda event: kill(event.worker_pid))
     # What a worker leaves behind that was killed while it wrote.
     (out / "tiles").mkdir()
     (out / "tiles" / ".tile_0001.fits.99999999.part").write_bytes(b"half")
     # And what a whole run leaves behind that was killed while it wrote.
     (out / ".mosaic_grid.fits.99999999.part").write_bytes(b"half")
-    settings = replace(ONE_WORKER, workers=2, size_factor=3.0)
-    run = Attempt(frames, out, settings, listener=listeners[request.param])
-    assert len(killed) == 1
+
+    def listen(event):
+        in_measure(event)
+        in_stack(event)
+
+    run = Attempt(frames, out, replace(ONE_WORKER, workers=2, size_factor=3.0), listener=listen)
+    assert len(killed) == 2
     return run
 
 
