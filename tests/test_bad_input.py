@@ -759,7 +759,8 @@ def test_a_killed_worker_costs_nothing(bereaved, clean):
     assert bereaved.error is None
     assert bereaved.finish is FinishReason.COMPLETE
     assert len([event for event in bereaved.events if isinstance(event, TileDone)]) == 18
-    assert "a worker process died" in bereaved.log
+    if bereaved.killed_in == "stack":  # in the measure it may have had nothing left to do
+        assert "a worker process died" in bereaved.log
     same_mosaic(bereaved, clean)
     assert workers() == []
 
