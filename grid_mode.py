@@ -22,12 +22,13 @@ from parallel_utils import (
     peak_memory_bytes,
     plan_workers,
 )
-from zemosaic_align_stack import RadialWeight, StackedRect, StackFrame, StackOptions, stack_frames
+from zemosaic_align_stack import StackedRect, StackOptions, stack_frames
 from zemosaic_assembly import assemble
 from zemosaic_config import Config, resolve
 from zemosaic_events import CancelToken, Emitter, FinishReason, RunFinished, TileDone, as_listener
 from zemosaic_fits_io import frame_wcs
 from zemosaic_fits_products import ensure_writable_folder, remove_leftovers, remove_product, write_hdus
+from zemosaic_frame_source import RadialWeight, StackFrame
 from zemosaic_match import MatchOptions, drop_misfits, extent_px, trim_canvas
 from zemosaic_outputs import (
     ProductPaths,

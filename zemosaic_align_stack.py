@@ -1,56 +1,28 @@
-"""Frames and a rectangle of the canvas in, stacked image out.
+"""Frames and a rectangle of the canvas in, stacked image out: what every pipeline stacks with.
 
-The driver cuts the rectangle into slabs that fit the memory budget, reads from every frame the section that a slab
-needs, prepares and resamples it, and hands the samples of all frames to the stack core as one population.
-Nothing outside this module knows about slabs.
+The driver cuts the rectangle into slabs that fit the memory budget, gets from every frame its samples of a slab,
+and hands the samples of all frames to the stack core as one population. Nothing outside this module and its
+companion for a device, `zemosaic_align_stack_gpu`, knows about slabs.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
 
-from zemosaic_fits_io import frame_wcs, read_alpha, read_section
-from zemosaic_preprocess import ISOLATED_SIGMA, SUPPORT_PX, bayer_colours, demosaic, replace_isolated
-from zemosaic_reproject import (
-    KERNEL_REACH_PX,
-    Canvas,
-    Lattice,
-    Placement,
-    frame_positions,
-    lattice,
-    resample,
-    section_for,
-)
-from zemosaic_stack_core import HALO_PX, StackResult, normalise, radial_weight, stack
-from zemosaic_types import FrameError, FrameRecord, FrameSolution, Rect, StackParams
+from zemosaic_frame_source import FrameSource, RadialWeight, StackFrame
+from zemosaic_reproject import Canvas
+from zemosaic_stack_core import HALO_PX, NoiseModel, StackResult, stack
+from zemosaic_types import FrameError, Rect, StackParams
 
-#: Arrays of a slab besides the samples themselves, in units of one frame's samples: bounds and results.
-_EXTRA_PLANES = 16
-_MIN_BLOCK_PX = 4
+#: Slabs of more pixels a side only hold more frames that do not reach all of it, and leave the caches.
+_SLAB_SIDE_PX = 512
+_MIN_SLAB_SIDE_PX = 4
+_RESULT_PLANES = 6
 
-
-@dataclass(frozen=True, slots=True)
-class StackFrame:
-    """A frame as the stack needs it; `sky` and `noise` are of one original pixel, a value a channel."""
-
-    record: FrameRecord
-    placement: Placement
-    solution: FrameSolution
-    sky: tuple[float, ...]
-    noise: tuple[float, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class RadialWeight:
-    """Weights that fall off towards the corners of a frame; see `zemosaic_stack_core.radial_weight`."""
-
-    feather: float = 0.8
-    power: float = 2.0
-    floor: float = 0.05
+_FIELDS = ("image", "weight", "coverage", "rejected_low", "rejected_high")
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +34,7 @@ class StackOptions:
     kernel: str = "lanczos3"
     radial: RadialWeight | None = None
     mem_limit_bytes: int = 512 * 1024**2
+    threads: int = 1
 
 
 @dataclass(frozen=True)
@@ -75,21 +48,17 @@ class StackedRect:
     problems: tuple[tuple[str, str], ...]
 
 
-def block_shape(n_frames: int, shape: tuple[int, int], options: StackOptions) -> tuple[int, int]:
-    """Return the ``(rows, columns)`` of a tile that are worked on at once within the memory budget.
+def slab_shape(n_frames: int, shape: tuple[int, int], options: StackOptions) -> tuple[int, int]:
+    """Return the ``(rows, columns)`` of a rectangle that are worked on at once within the memory budget.
 
-    A block is as square as the budget allows: a flat one would need, of a rotated frame, nearly all of its
-    pixels again for every block.
+    A slab is as square as the budget allows: a flat one would need, of a rotated frame, nearly all of its pixels
+    again for every slab.
     """
-    planes = options.n_channels * (n_frames + _EXTRA_PLANES) + n_frames  # the last: weights a pixel
+    planes = options.n_channels * (n_frames + _RESULT_PLANES) + n_frames  # the last: weights a pixel
     pixels = options.mem_limit_bytes // (4 * planes)
-    side = max(_MIN_BLOCK_PX, int(pixels**0.5) - 2 * HALO_PX)
-    ny, nx = shape
-    if side >= nx:
-        return max(_MIN_BLOCK_PX, min(ny, pixels // (nx + 2 * HALO_PX) - 2 * HALO_PX)), nx
-    if side >= ny:
-        return ny, max(_MIN_BLOCK_PX, min(nx, pixels // (ny + 2 * HALO_PX) - 2 * HALO_PX))
-    return side, side
+    side = int(pixels**0.5) - 2 * HALO_PX
+    side = min(max(_MIN_SLAB_SIDE_PX, side), _SLAB_SIDE_PX)
+    return tuple(-(-size // -(-size // side)) for size in shape)
 
 
 def stack_frames(
@@ -118,16 +87,77 @@ def stack_frames(
     StackedRect
         The same for every division of the canvas into rectangles and every memory budget.
     """
-    sources = [_Source(frame, canvas) for frame in frames]
-    whole = _empty_result(len(frames), options.n_channels, rect.shape)
-    problems: dict[str, str] = {}
-    rows, columns = block_shape(max(1, len(frames)), rect.shape, options)
+    work = _HostStack(frames, canvas, rect, options)
+    rows, columns = slab_shape(max(1, len(frames)), rect.shape, options)
     for y in range(rect.y0, rect.y1, rows):
         for x in range(rect.x0, rect.x1, columns):
             between_slabs()
-            slab = Rect(y, min(y + rows, rect.y1), x, min(x + columns, rect.x1))
-            _stack_slab(sources, canvas, slab, rect, options, whole, problems)
-    return StackedRect(whole, tuple(sorted(problems.items())))
+            work.stack_slab(Rect(y, min(y + rows, rect.y1), x, min(x + columns, rect.x1)))
+    return StackedRect(work.whole, tuple(sorted(work.problems.items())))
+
+
+class _HostStack:
+    """A rectangle that is being stacked on the host, slab by slab."""
+
+    def __init__(self, frames: list[StackFrame], canvas: Canvas, rect: Rect, options: StackOptions) -> None:
+        self.sources = [FrameSource(frame, canvas, options.kernel) for frame in frames]
+        self.canvas, self.rect, self.options = canvas, rect, options
+        self.whole = _empty_result(len(frames), options.n_channels, rect.shape)
+        self.problems: dict[str, str] = {}
+        self._weighs_pixels = options.radial is not None or any(
+            s.header.alpha_hdu is not None for s in self.sources
+        )
+        self._buffer = np.empty(0, dtype=np.float32)
+
+    def stack_slab(self, slab: Rect) -> None:
+        """Stack one slab and put it into the arrays of the whole rectangle."""
+        wide = slab.grown(HALO_PX).intersect(self.canvas.rect)
+        active = [k for k, source in enumerate(self.sources) if not source.part_of(wide).empty]
+        if not active:
+            return
+        data, pixel_weight = self._samples(active, wide)
+        solutions = [self.sources[k].frame.solution for k in active]
+        result = stack(
+            data,
+            np.array([s.weight for s in solutions]),
+            NoiseModel(
+                *(np.array([getattr(s, name) for s in solutions]) for name in ("noise", "photon", "level", "blur"))
+            ),
+            self.options.params,
+            pixel_weight=pixel_weight,
+            halo=(slab.y0 - wide.y0, wide.y1 - slab.y1, slab.x0 - wide.x0, wide.x1 - slab.x1),
+            threads=self.options.threads,
+        )
+        at = (slice(None), *slab.shifted(-self.rect.y0, -self.rect.x0).slices)
+        for name in _FIELDS:
+            getattr(self.whole, name)[at] = getattr(result, name)
+        self.whole.tally[active] += result.tally
+
+    def _samples(self, active: list[int], wide: Rect) -> tuple[np.ndarray, np.ndarray | None]:
+        """Return the samples (n, c, ny, nx) of the active frames and, where they differ, their pixels' weights."""
+        data = self._reused((len(active), self.options.n_channels, *wide.shape))
+        pixel_weight = np.zeros((len(active), *wide.shape), np.float32) if self._weighs_pixels else None
+        for row, k in enumerate(active):
+            source = self.sources[k]
+            part = source.part_of(wide)
+            at = part.shifted(-wide.y0, -wide.x0).slices
+            if part != wide:
+                data[row] = np.nan
+            try:
+                source.fill(part, data[(row, slice(None), *at)])
+                if pixel_weight is not None:
+                    pixel_weight[(row, *at)] = source.pixel_weights(part, self.options.radial)
+            except FrameError as error:
+                data[row] = np.nan
+                self.problems[source.frame.record.frame_id] = str(error)
+        return data, pixel_weight
+
+    def _reused(self, shape: tuple[int, ...]) -> np.ndarray:
+        """Return an array on the memory of the slab before: fresh memory costs more than filling it."""
+        size = int(np.prod(shape))
+        if self._buffer.size < size:
+            self._buffer = np.empty(size, dtype=np.float32)
+        return self._buffer[:size].reshape(shape)
 
 
 def _empty_result(n_frames: int, channels: int, shape: tuple[int, int]) -> StackResult:
@@ -140,113 +170,3 @@ def _empty_result(n_frames: int, channels: int, shape: tuple[int, int]) -> Stack
         rejected_high=np.zeros(full, dtype=np.int32),
         tally=np.zeros((n_frames, 3), dtype=np.int64),
     )
-
-
-def _stack_slab(
-    sources: list[_Source],
-    canvas: Canvas,
-    slab: Rect,
-    rect: Rect,
-    options: StackOptions,
-    whole: StackResult,
-    problems: dict[str, str],
-) -> None:
-    """Stack one slab and put it into the arrays of the whole rectangle."""
-    wide = slab.grown(HALO_PX).intersect(canvas.rect)
-    active = [k for k, s in enumerate(sources) if not s.frame.placement.bounds.intersect(wide).empty]
-    if not active:
-        return
-    data = np.full((len(active), options.n_channels, *wide.shape), np.nan, dtype=np.float32)
-    pixel_weight = (
-        np.zeros((len(active), *wide.shape), dtype=np.float32) if _weighs_pixels(sources, options) else None
-    )
-    for row, k in enumerate(active):
-        try:
-            sources[k].fill(wide, options, data[row], None if pixel_weight is None else pixel_weight[row])
-        except FrameError as error:
-            data[row] = np.nan
-            record = sources[k].frame.record
-            problems[record.frame_id] = str(error)
-    solutions = [sources[k].frame.solution for k in active]
-    halo = (slab.y0 - wide.y0, wide.y1 - slab.y1, slab.x0 - wide.x0, wide.x1 - slab.x1)
-    result = stack(
-        data,
-        np.array([s.weight for s in solutions]),
-        np.array([s.noise for s in solutions]),
-        options.params,
-        pixel_weight=pixel_weight,
-        halo=halo,
-    )
-    at = (slice(None), *slab.shifted(-rect.y0, -rect.x0).slices)
-    for name in ("image", "weight", "coverage", "rejected_low", "rejected_high"):
-        getattr(whole, name)[at] = getattr(result, name)
-    whole.tally[active] += result.tally
-
-
-def _weighs_pixels(sources: list[_Source], options: StackOptions) -> bool:
-    return options.radial is not None or any(s.frame.record.header.alpha_hdu is not None for s in sources)
-
-
-class _Source:
-    """One frame, ready to give its samples of any rectangle of the canvas."""
-
-    def __init__(self, frame: StackFrame, canvas: Canvas) -> None:
-        self.frame = frame
-        self.header = frame.record.header
-        self.path = Path(frame.record.path)
-        placement = frame.placement
-        self.grid: Lattice = lattice(frame_wcs(self.header), canvas, placement.bounds, placement.step)
-
-    def fill(self, wide: Rect, options: StackOptions, samples: np.ndarray, weight: np.ndarray | None) -> None:
-        """Put the frame's normalised samples (c, ny, nx) of `wide`, and their weights (ny, nx), into place."""
-        part = self.frame.placement.bounds.intersect(wide)
-        reach = KERNEL_REACH_PX[options.kernel]
-        section = self._section(section_for(self.grid, part, self.header.shape, reach))
-        if section.empty:
-            return
-        at = part.shifted(-wide.y0, -wide.x0).slices
-        planes = self._planes(section)
-        block = resample(planes, section, self.header.shape, self.grid, part, kernel=options.kernel)
-        target = samples[(slice(None), *at)]
-        target[...] = block
-        solution = self.frame.solution
-        normalise(target[None], np.array([solution.gain]), np.array([solution.offset]))
-        if weight is not None:
-            weight[at] = self._weights(section, part, options)
-
-    def _section(self, needed: Rect) -> Rect:
-        """Enlarge a section by what demosaicing looks at, starting on the phase of the colour cell."""
-        if needed.empty:
-            return needed
-        grown = needed.grown(SUPPORT_PX).intersect(Rect(0, self.header.shape[0], 0, self.header.shape[1]))
-        return Rect(grown.y0 // 2 * 2, grown.y1, grown.x0 // 2 * 2, grown.x1)
-
-    def _planes(self, section: Rect) -> np.ndarray:
-        """Read and prepare a section, (c, h, w) float32."""
-        raw = read_section(self.path, self.header, section)
-        if self.header.layout in ("chw", "hwc"):
-            return np.ascontiguousarray(raw, dtype=np.float32)
-        sky, noise = np.array(self.frame.sky), np.array(self.frame.noise)
-        raw = np.ascontiguousarray(raw[0], dtype=np.float32)
-        if not self.header.bayer:
-            mono = np.zeros((2, 2), dtype=np.int64)
-            return replace_isolated(raw, mono, sky, noise, ISOLATED_SIGMA)[None]
-        colours = bayer_colours(self.header.bayer)
-        return demosaic(replace_isolated(raw, colours, sky, noise, ISOLATED_SIGMA), colours)
-
-    def _weights(self, section: Rect, part: Rect, options: StackOptions) -> np.ndarray:
-        """Return the weight of each pixel of `part`: the frame's alpha, resampled like data, and radial weight."""
-        weight = np.ones(part.shape, dtype=np.float32)
-        alpha = read_alpha(self.path, self.header, section)
-        if alpha is not None:
-            plane = resample(alpha[None], section, self.header.shape, self.grid, part, kernel="bilinear")[0]
-            weight = np.nan_to_num(plane)
-        if options.radial is not None:
-            weight *= self._radial(part, options.radial)
-        return weight
-
-    def _radial(self, part: Rect, radial: RadialWeight) -> np.ndarray:
-        ny, nx = self.header.shape
-        x, y = frame_positions(self.grid, part)
-        radius = np.hypot(x - 0.5 * (nx - 1), y - 0.5 * (ny - 1)) / (0.5 * np.hypot(nx, ny))
-        return radial_weight(radius, feather=radial.feather, power=radial.power, floor=radial.floor)

@@ -23,7 +23,6 @@ from zemosaic_config import (
     set_in_file,
 )
 from zemosaic_events import CancelToken
-from zemosaic_terminal import TerminalReporter
 from zemosaic_types import (
     ConfigError,
     OutputError,
@@ -67,6 +66,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_plan(commands)
     _add_grid(commands)
     _add_config(commands)
+    _add_doctor(commands)
     return parser
 
 
@@ -125,6 +125,11 @@ def _add_config(commands: argparse._SubParsersAction) -> None:
     verbs.add_parser("doc", help="print the reference page of all keys").set_defaults(run=_config_doc)
 
 
+def _add_doctor(commands: argparse._SubParsersAction) -> None:
+    doctor = commands.add_parser("doctor", help="say what ZeMosaic finds on this machine, and what is missing")
+    doctor.set_defaults(run=_doctor)
+
+
 def _resolved(arguments: argparse.Namespace) -> Config:
     """Return the configuration of this run: command line, environment, file, defaults."""
     overrides: dict[str, object] = dict(parse_assignment(text) for text in arguments.assignments)
@@ -157,6 +162,7 @@ def _cancelled_by_ctrl_c() -> Iterator[CancelToken]:
 def _run(arguments: argparse.Namespace, start: Callable) -> object:
     """Run `start(settings, listener=, cancel=)` with the settings that the arguments ask for."""
     from grid_mode import GridSettings  # numerical libraries load only for commands that compute
+    from zemosaic_terminal import TerminalReporter
 
     config = _resolved(arguments)
     for note in config.notes:
@@ -244,6 +250,14 @@ def _config_set(arguments: argparse.Namespace) -> int:
 def _config_doc(_arguments: argparse.Namespace) -> int:
     print(reference_page(), end="")
     return COMPLETE
+
+
+def _doctor(_arguments: argparse.Namespace) -> int:
+    from zemosaic_doctor import can_run, examine, format_findings
+
+    findings = examine()
+    print(format_findings(findings))
+    return COMPLETE if can_run(findings) else ERROR
 
 
 if __name__ == "__main__":

@@ -113,7 +113,7 @@ OPTIONS: tuple[Option, ...] = (
     Option("reject_spread", "choice", "auto", _STACKING,
            "Where the spread of a pixel's samples comes from: auto = robust spread of the samples and the "
            "measured noise of the frames; sample = textbook standard deviation.",
-           choices=("auto", "sample"), advanced=True),
+           choices=("auto", "sample", "noise_model"), advanced=True),
     Option("apply_radial_weight", "bool", False, _STACKING, "Lower a frame's weight towards its corners."),
     Option("radial_feather_fraction", "float", 0.8, _STACKING,
            "Distance from the centre of a frame at which the radial weight reaches its floor.",

@@ -30,6 +30,7 @@ from astropy.io.fits.hdu.compressed._compression import CfitsioException
 from astropy.utils.exceptions import AstropyWarning
 from astropy.wcs import WCS, SingularMatrixError
 
+from zemosaic_plain_image import PlainImage, Scaling
 from zemosaic_types import FrameError, FrameHeader, Rect
 
 logger = logging.getLogger("ZeMosaicWorker.fits_io")
@@ -95,6 +96,7 @@ def read_frame_header(path: Path) -> FrameHeader:
             wcs_path=wcs_path,
             alpha_hdu=alpha,
             saturation=min(scaling.full_scale, _positive(_number(headers, "SATURATE"))),
+            electrons_per_adu=_number(headers, "EGAIN"),
             exptime_s=_number(headers, "EXPTIME", "EXPOSURE"),
             date_obs=_text(headers, "DATE-OBS"),
             filter=_text(headers, "FILTER"),
@@ -297,41 +299,7 @@ def read_alpha(path: Path, header: FrameHeader, rect: Rect) -> np.ndarray | None
     return np.clip(np.nan_to_num(alpha, copy=False, nan=0.0), 0.0, 1.0)
 
 
-class _Scaling(NamedTuple):
-    """How stored numbers become values: ``value = zero + scale * stored``."""
-
-    bitpix: int
-    scale: float
-    zero: float
-    blank: int | None
-
-    @property
-    def is_uint16(self) -> bool:
-        return (self.bitpix, self.scale, self.zero, self.blank) == (16, 1.0, 32768.0, None)
-
-    @property
-    def full_scale(self) -> float:
-        """The largest value that integers can stand for; inf for floats."""
-        if self.bitpix < 0:
-            return math.inf
-        low, high = (0, 255) if self.bitpix == 8 else (-(2 ** (self.bitpix - 1)), 2 ** (self.bitpix - 1) - 1)
-        return self.zero + self.scale * (high if self.scale > 0 else low)
-
-    def apply(self, raw: np.ndarray) -> np.ndarray:
-        """Return values, uint16 or float32, C-contiguous; `raw` is not altered."""
-        if self.is_uint16:
-            # Adding 32768 is turning the highest bit over.
-            return raw.astype(np.uint16, order="C") ^ np.uint16(0x8000)
-        scaled = self.scale != 1.0 or self.zero != 0.0
-        with np.errstate(over="ignore", invalid="ignore"):  # what float32 cannot hold becomes infinite
-            values = raw * self.scale + self.zero if scaled else raw
-            values = values.astype(np.float32, order="C")
-        if self.blank is not None:
-            values[raw == self.blank] = np.nan
-        return values
-
-
-def _scaling(header: fits.Header) -> _Scaling:
+def _scaling(header: fits.Header) -> Scaling:
     bitpix = header["BITPIX"]
     if bitpix not in (8, 16, 32, 64, -32, -64):
         raise FrameError(f"the header is damaged: BITPIX is {bitpix!r}")
@@ -344,7 +312,7 @@ def _scaling(header: fits.Header) -> _Scaling:
     if factors[0] == 0.0:
         raise FrameError("BSCALE is zero")
     blank = _number((header,), "BLANK") if bitpix > 0 else None  # floats mark it with NaN
-    return _Scaling(bitpix, *factors, None if blank is None else int(blank))
+    return Scaling(bitpix, *factors, None if blank is None else int(blank))
 
 
 class _Geometry(NamedTuple):
@@ -371,22 +339,57 @@ def _geometry(stored: tuple[int, ...]) -> _Geometry:
     raise FrameError(f"an image of shape {stored} is neither a picture nor a colour cube")
 
 
-def _read(path: Path, index: int, shape: tuple[int, int], rect: Rect) -> tuple[np.ndarray | None, _Scaling | None]:
+def _read(path: Path, index: int, shape: tuple[int, int], rect: Rect) -> tuple[np.ndarray | None, Scaling | None]:
     """Return the stored numbers (c, h, w) of a rectangle and their scaling; None twice for another shape."""
     if rect.empty or rect.intersect(Rect(0, shape[0], 0, shape[1])) != rect:
         raise ValueError(f"{rect} is not a rectangle of a frame of shape {shape}")
+    try:
+        about = path.stat()
+        plain, scaling = _plain_image(path, index, about.st_size, about.st_mtime_ns)
+        if plain is not None:
+            return (plain.read(path, rect), scaling) if plain.shape == shape else (None, None)
+    except (OSError, EOFError) as err:
+        raise FrameError(_reason(err)) from err
     with _open(path) as (hdus, n_bytes):
         hdu = hdus[index]
         if not _has_image(hdu) or (geometry := _geometry(hdu.shape)).shape != shape:
             return None, None
-        if not isinstance(hdu, fits.CompImageHDU) and n_bytes < (end := _data_end(path, hdus, index)):
-            raise FrameError(f"the file is truncated: it has {n_bytes} of {end} bytes")
+        _check_length(path, hdus, index, n_bytes)
         return _planes(hdu, geometry, rect), _scaling(hdu.header)
+
+
+@functools.lru_cache(maxsize=4096)
+def _plain_image(
+    path: Path, index: int, n_bytes: int, changed_ns: int
+) -> tuple[PlainImage | None, Scaling | None]:
+    """Return where the image of an HDU lies in its file and its scaling; None for what must be unpacked.
+
+    The file's length and time of change make a file that was written anew another one.
+    """
+    del changed_ns
+    with path.open("rb") as file:
+        if file.read(2) == b"\x1f\x8b":
+            return None, None
+    with _open(path) as (hdus, _):
+        hdu = hdus[index]
+        if not _has_image(hdu) or isinstance(hdu, fits.CompImageHDU):
+            return None, None
+        _check_length(path, hdus, index, n_bytes)
+        shape, scaling = _geometry(hdu.shape), _scaling(hdu.header)
+        offset = hdus[index].fileinfo()["datLoc"]
+        kind = f">{'f' if scaling.bitpix < 0 else 'u' if scaling.bitpix == 8 else 'i'}{abs(scaling.bitpix) // 8}"
+        n_planes = math.prod(hdu.shape) // math.prod(shape.shape)
+        return PlainImage(offset, kind, shape.layout, shape.shape, n_planes), scaling
+
+
+def _check_length(path: Path, hdus: fits.HDUList, index: int, n_bytes: int) -> None:
+    if not isinstance(hdus[index], fits.CompImageHDU) and n_bytes < (end := _data_end(path, hdus, index)):
+        raise FrameError(f"the file is truncated: it has {n_bytes} of {end} bytes")
 
 
 def _planes(hdu: Image, geometry: _Geometry, rect: Rect) -> np.ndarray:
     rows, columns = rect.slices
-    # Whole rows of a plain file are one read; of compressed tiles only those needed are unpacked.
+    # Of compressed tiles only those needed are unpacked.
     unpacked = columns if isinstance(hdu, fits.CompImageHDU) else slice(None)
     after = slice(None) if unpacked is columns else columns
     lead = (0,) * geometry.n_lead

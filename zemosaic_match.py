@@ -9,13 +9,16 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from zemosaic_align_stack import StackFrame
 from zemosaic_fits_io import frame_wcs
+from zemosaic_frame_source import StackFrame
 from zemosaic_measure import MeasuredFrame
 from zemosaic_photometry import Match, solve_match
 from zemosaic_reproject import Canvas, centre_icrs, pixel_scale_deg, sample_noise
 from zemosaic_tiling import overlapping_pairs, separate_isolated, thin_pairs
 from zemosaic_types import FrameRecord, FrameSolution, LeftOut, Rect
+
+#: Full width at half maximum of a normal distribution over its standard deviation.
+FWHM_OF_SIGMA = 2.354820045030949
 
 #: A frame this much fainter than the average one (clouds) adds noise only.
 MAX_GAIN = 20.0
@@ -126,7 +129,8 @@ def match_frames(measured: list[MeasuredFrame], options: MatchOptions) -> Matche
         match = _solve(measured, options.normalise)
     if options.rgb_equalize:
         match = _equalised(measured, match)
-    frames = [_stack_frame(m, match, k, options) for k, m in enumerate(measured)]
+    blur = _blur(measured)
+    frames = [_stack_frame(m, match, k, blur[k], options) for k, m in enumerate(measured)]
     return MatchedFrames(measured, frames, match, left_out)
 
 
@@ -153,7 +157,22 @@ def _equalised(measured: list[MeasuredFrame], match: Match) -> Match:
     return replace(match, gain=match.gain * scale, offset=match.offset * scale)
 
 
-def _stack_frame(m: MeasuredFrame, match: Match, k: int, options: MatchOptions) -> StackFrame:
+def _blur(measured: list[MeasuredFrame]) -> np.ndarray:
+    """Return by how much each frame is more blurred than usual, as variance in square canvas pixels.
+
+    The change of a peak's height, which goes with the inverse variance, counts; it is 0 for frames without stars,
+    of which it is not known.
+    """
+    fwhm = np.array([m.measure.fwhm_px for m in measured])
+    variance = np.square(fwhm / FWHM_OF_SIGMA) / np.array([m.placement.area_ratio for m in measured])
+    known = np.isfinite(variance)
+    if not known.any():
+        return np.zeros(known.size)
+    usual = np.median(variance[known])
+    return np.where(known, usual * (1.0 - usual / variance), 0.0)
+
+
+def _stack_frame(m: MeasuredFrame, match: Match, k: int, blur: float, options: MatchOptions) -> StackFrame:
     gain, offset = match.gain[k], match.offset[k]
     noise = gain * m.measure.noise
     factor = sample_noise(options.kernel, bool(m.record.header.bayer), gain.size)
@@ -162,10 +181,26 @@ def _stack_frame(m: MeasuredFrame, match: Match, k: int, options: MatchOptions) 
         offset=tuple(offset.tolist()),
         noise=tuple((noise * factor).tolist()),
         weight=tuple(_weight(options.weight, noise, m.measure.fwhm_px).tolist()),
+        photon=tuple((gain * _photon_variance(m) * factor**2).tolist()),
+        level=tuple((gain * m.measure.sky + offset).tolist()),
+        blur=(float(blur),) * gain.size,
     )
     return StackFrame(
         m.record, m.placement, solution, tuple(m.measure.sky.tolist()), tuple(m.measure.noise.tolist())
     )
+
+
+def _photon_variance(m: MeasuredFrame) -> np.ndarray:
+    """Return the variance that a unit of light adds to an original pixel, a value a channel, frame units.
+
+    The inverse of the camera's gain where the header says it; else the sky's variance over its level, as if that
+    were photon noise alone and its level all light: read-out noise makes it larger, an offset smaller.
+    """
+    sky, noise = m.measure.sky, m.measure.noise
+    known = m.record.header.electrons_per_adu
+    if known is not None and known > 0:
+        return np.full_like(sky, 1.0 / known)
+    return np.square(noise) / np.maximum(sky, noise)
 
 
 def _weight(method: str, noise: np.ndarray, fwhm_px: float) -> np.ndarray:

@@ -9,7 +9,14 @@ import numpy as np
 
 from zemosaic_fits_io import frame_wcs, read_section
 from zemosaic_photometry import FrameMeasure, box_medians
-from zemosaic_preprocess import ISOLATED_SIGMA, bayer_colours, half_planes, replace_isolated, sky_and_noise
+from zemosaic_preprocess import (
+    ISOLATED_SIGMA,
+    bayer_colours,
+    binned,
+    half_planes,
+    replace_isolated,
+    sky_and_noise,
+)
 from zemosaic_registration import APERTURE_FWHM, StarList, aperture_fluxes, find_stars, subtract_background
 from zemosaic_reproject import Canvas, Placement, canvas_to_frame, frame_to_canvas, place
 from zemosaic_types import FrameError, FrameRecord, LeftOut, Rect
@@ -18,19 +25,22 @@ _MIN_VALID_SHARE = 0.05
 _SATURATED_SHARE = 0.9
 _DEFAULT_FWHM_PX = 3.5
 
-_CENTRED = (0.0, 0.0)
+_LARGE_FRAME_PX = 1_000_000
 
 
 @dataclass(frozen=True)
 class _Planes:
-    """The colour planes of a frame as they are measured: full size, or half size behind a colour filter array.
+    """The colour planes of a frame as they are measured.
 
-    Plane pixel ``p`` of channel c is centred at frame pixel ``binning * p + shift[c]`` (y, x).
+    A large frame is measured on means of 2 x 2 pixels, a raw one on the pixels of each colour: that is enough for
+    hundreds of stars, and four times faster. Plane pixel ``p`` of channel c is centred at frame pixel
+    ``binning * p + shift[c]`` (y, x), and its noise is that of an original pixel over ``quiet[c]``.
     """
 
     values: np.ndarray
     binning: int
     shift: tuple[tuple[float, float], ...]
+    quiet: tuple[float, ...]
 
     def to_frame(self, p: np.ndarray, channel: int, axis: int) -> np.ndarray:
         return self.binning * p + self.shift[channel][axis]
@@ -122,13 +132,16 @@ def _clean_planes(raw: np.ndarray, bayer: str) -> tuple[_Planes, np.ndarray, np.
             mono = np.zeros((2, 2), dtype=np.int64)
             raw = replace_isolated(raw[0].astype(np.float32), mono, sky, noise, ISOLATED_SIGMA)[None]
         values = np.ascontiguousarray(raw, dtype=np.float32)
-        return _Planes(values, 1, (_CENTRED,) * values.shape[0]), sky, noise
+        n = values.shape[0]
+        if values[0].size < _LARGE_FRAME_PX:
+            return _Planes(values, 1, ((0.0, 0.0),) * n, (1.0,) * n), sky, noise
+        return _Planes(binned(values), 2, ((0.5, 0.5),) * n, (2.0,) * n), sky, noise
     sky, noise = np.transpose([sky_and_noise(plane) for plane in half_planes(raw[0], bayer)])
     noise[1] *= np.sqrt(2.0)  # half_planes averages the two greens
     colours = bayer_colours(bayer)
     clean = replace_isolated(raw[0].astype(np.float32), colours, sky, noise, ISOLATED_SIGMA)
     shift = tuple(tuple(np.argwhere(colours == c).mean(axis=0).tolist()) for c in range(3))
-    return _Planes(half_planes(clean, bayer), 2, shift), sky, noise
+    return _Planes(half_planes(clean, bayer), 2, shift, (1.0, np.sqrt(2.0), 1.0)), sky, noise
 
 
 def _check_levels(sky: np.ndarray, noise: np.ndarray, saturation: float) -> None:
@@ -145,8 +158,7 @@ def _measure_stars(
 ) -> tuple[StarList, float, np.ndarray, np.ndarray]:
     """Return the stars of a frame, their FWHM in frame pixels, fluxes and errors (m, c)."""
     channels = planes.values.shape[0]
-    # A plane of averaged greens is quieter than one pixel of it.
-    plane_noise = noise / np.where(np.arange(channels) == 1, np.sqrt(planes.binning), 1.0)
+    plane_noise = noise / np.array(planes.quiet)
     flat = [subtract_background(plane) for plane in planes.values]
     bright = np.any(planes.values >= 0.7 * saturation, axis=0)
     stars = find_stars(*_detection_image(flat, plane_noise), exclude=bright)

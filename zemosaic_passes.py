@@ -6,8 +6,8 @@ import logging
 from pathlib import Path
 
 from parallel_utils import Outcome, TaskPool, check_cancelled, peak_memory_bytes
-from zemosaic_align_stack import StackFrame
 from zemosaic_events import RunStarted
+from zemosaic_frame_source import StackFrame
 from zemosaic_match import MatchedFrames, MatchOptions, match_frames
 from zemosaic_measure import MeasuredFrame, cell_size_px, measure_frames
 from zemosaic_photometry import Match

@@ -18,7 +18,7 @@ ISOLATED_SIGMA = 8.0
 #: Normal-consistent scale of the median absolute deviation.
 MAD_TO_SIGMA = 1.482602218505602
 
-_MAX_SAMPLES = 200_000
+_MAX_SAMPLES = 65_536
 _COLOURS = "RGB"
 
 
@@ -56,6 +56,16 @@ def half_planes(raw: np.ndarray, bayer: str) -> np.ndarray:
             colour = colours[dy, dx]
             planes[colour] += cell if colour != 1 else np.float32(0.5) * cell
     return planes
+
+
+def binned(planes: np.ndarray) -> np.ndarray:
+    """Return means of 2 x 2 pixels, (c, ny // 2, nx // 2) float32; NaN if one of them is.
+
+    Pixel (j, i) is centred at (2 j + 0.5, 2 i + 0.5); an odd last row or column is dropped.
+    """
+    ny, nx = planes.shape[1] // 2 * 2, planes.shape[2] // 2 * 2
+    rows = planes[:, 0:ny:2, :nx] + planes[:, 1:ny:2, :nx]
+    return (rows[:, :, 0::2] + rows[:, :, 1::2]) * np.float32(0.25)
 
 
 def sky_and_noise(plane: np.ndarray) -> tuple[float, float]:

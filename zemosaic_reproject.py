@@ -16,7 +16,6 @@ import numpy as np
 from astropy.coordinates import ICRS, SkyCoord
 from astropy.wcs import WCS
 from astropy.wcs.utils import wcs_to_celestial_frame
-from reproject.mosaicking import find_optimal_celestial_wcs
 
 import zemosaic_resample_kernels as kernels
 from zemosaic_types import FrameError, Rect
@@ -27,8 +26,8 @@ _STEPS = (64, 32, 16, 8, 4)
 _EDGE_SAMPLES = 16
 _ZENITHAL = ("TAN", "TPV", "SIN", "STG", "ARC", "ZPN", "ZEA")
 
-#: Pixels around a position that a kernel looks at.
-KERNEL_REACH_PX = {"lanczos3": 3, "bilinear": 1}
+#: Pixels around a position that a kernel reads; Lanczos-3 looks at 3 and reads in vectors of eight.
+KERNEL_REACH_PX = {"lanczos3": 5, "bilinear": 1}
 
 #: Noise of a canvas sample over that of an original pixel of its colour (red, green, blue), for white noise,
 #: averaged over positions; a mono frame, and one that was demosaiced first. Measured; a test repeats it.
@@ -138,18 +137,9 @@ def optimal_canvas(frames: list[tuple[tuple[int, int], WCS]], *, orientation: st
         ``"north_up"``, or ``"auto"`` for the rotation that needs the smallest rectangle.
     """
     scale = float(np.median([pixel_scale_deg(wcs) for _, wcs in frames]))
-    wcs, _ = find_optimal_celestial_wcs(
-        frames,
-        frame=ICRS(),
-        reference=_mean_position(frames),
-        projection="TAN",
-        resolution=scale * u.deg,
-        auto_rotate=orientation == "auto",
-        negative_lon_cdelt=True,
-    )
-    pc = wcs.wcs.get_pc()
-    angle = float(np.rad2deg(np.arctan2(pc[1, 0], pc[0, 0])))
-    draft = Canvas(tuple(map(float, wcs.wcs.crval)), (1.0, 1.0), scale, angle, (1, 1))
+    centre = _mean_position(frames)
+    angle = _tightest_angle_deg(frames, centre, scale) if orientation == "auto" else 0.0
+    draft = Canvas((float(centre.ra.deg), float(centre.dec.deg)), (1.0, 1.0), scale, angle, (1, 1))
     outlines = [np.array(footprint(frame_wcs, shape, draft)) for shape, frame_wcs in frames]
     low = np.floor(np.min([outline.min(axis=0) for outline in outlines], axis=0)).astype(int)
     high = np.ceil(np.max([outline.max(axis=0) for outline in outlines], axis=0)).astype(int)
@@ -163,6 +153,24 @@ def centre_icrs(wcs: WCS, shape: tuple[int, int]) -> tuple[float, float]:
         return float("nan"), float("nan")
     lon, lat = _to_icrs(wcs, np.atleast_1d(lon), np.atleast_1d(lat))
     return float(lon[0]), float(lat[0])
+
+
+def _tightest_angle_deg(frames: list[tuple[tuple[int, int], WCS]], centre: SkyCoord, scale: float) -> float:
+    """Return the rotation of the smallest rectangle that holds all frames."""
+    # A second of imports, spared where nobody asks for it.
+    from reproject.mosaicking import find_optimal_celestial_wcs
+
+    wcs, _ = find_optimal_celestial_wcs(
+        frames,
+        frame=ICRS(),
+        reference=centre,
+        projection="TAN",
+        resolution=scale * u.deg,
+        auto_rotate=True,
+        negative_lon_cdelt=True,
+    )
+    pc = wcs.wcs.get_pc()
+    return float(np.rad2deg(np.arctan2(pc[1, 0], pc[0, 0])))
 
 
 def _mean_position(frames: list[tuple[tuple[int, int], WCS]]) -> SkyCoord:

@@ -4,17 +4,23 @@ Arrays in, arrays out. `stack` takes the samples that all frames give to a recta
 value a pixel. The work is cut in two: a rejection names the bounds between which a pixel's samples survive, a
 combination turns the survivors into one value; every rejection goes with every combination.
 
+`stack_arrays` says what is computed, in plain array operations of the namespace that its arrays come from: numpy,
+or CuPy on a device. For numpy arrays `stack` takes the compiled loops of `zemosaic_stack_kernels` instead, which
+do the same arithmetic; the tests hold both to identical rejections.
+
 Rejections
 ----------
 ``none``
     Every sample survives.
 ``kappa_sigma``
-    Clip about the median at ``kappa_low`` and ``kappa_high`` standard deviations of the survivors, iterated.
-    With ``spread="auto"`` there is one clip, and the deviation is not the sample's but the larger of the
-    expected noise of its frames and its robust spread (scaled median absolute deviation, less its own standard
-    error), plus a term for steep places: a sample's own standard deviation cannot reject anything among
-    n <= 10 samples, where no deviation exceeds (n - 1) / sqrt(n), and a bad sample in twenty widens it enough to
-    hide faint ones.
+    Clip about the median at ``kappa_low`` and ``kappa_high`` standard deviations. With ``spread="sample"``, the
+    textbook form, the deviation is that of the survivors, iterated. It cannot reject anything among n <= 10
+    samples, where no deviation exceeds (n - 1) / sqrt(n), and a bad sample in twenty widens it enough to hide
+    faint ones. With ``spread="noise_model"`` there is one clip, and the variance is the mean one of the frames
+    that cover the pixel: of their sky's noise and of the photon noise of what the median shows above their sky,
+    plus a term for steep places (misalignment). What a frame's seeing makes of curved places is foreseen.
+    With ``spread="auto"`` the pixel's robust variance (scaled median absolute
+    deviation, less its own standard error) takes the place of the expected one where it is larger.
 ``winsorized_sigma_clip``
     Huber-winsorised spread iterated to convergence (1.5 sigma, factor 1.134), then a clip of the original
     samples about their median, repeated; the form used by PixInsight and Siril. The winsor limits give the
@@ -28,16 +34,28 @@ Under three samples nothing is rejected. Rejected samples are removed, never put
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
 
 import numpy as np
 
 import zemosaic_stack_kernels as kernels
+from zemosaic_backend import namespace_of
+from zemosaic_stack_arrays import combine_arrays, model_bounds, sample_bounds
 from zemosaic_types import StackParams
 
-#: Share of the step to the neighbouring pixel that enters the spread: what changes of seeing and a residual
-#: misalignment of about 0.3 px do on the flank of a star.
-STEEPNESS_SHARE = 0.4
+#: Share of the step to the neighbouring pixel that enters the spread: what a residual misalignment of so many
+#: pixels does on the flank of a star.
+STEEPNESS_SHARE = 0.2
+
+#: Share of what the frames' differences in blur make of a pixel that is not foreseen.
+BLUR_SHARE = 0.35
+
+#: The noise of the medians themselves makes steps and curvatures of up to so many of their sigmas. The variance of
+#: a median is pi / 2 n of a sample's, of a difference of two pi / n, of half a Laplacian 5 pi / 2 n.
+_SLOPE_SIGMAS = 2.5
 
 #: Relative standard error of the median absolute deviation of n normal samples, times sqrt n.
 MAD_ERROR = 1.17
@@ -45,16 +63,53 @@ MAD_ERROR = 1.17
 #: Rows and columns around the wanted pixels that the rejection looks at.
 HALO_PX = 1
 
+#: Finite-sample factors that make the scaled MAD of n normal samples unbiased, n = 0..9; n / (n - 0.8) above.
+#: Source: C. Croux, P. J. Rousseeuw, "Time-efficient algorithms for two highly robust estimators of scale",
+#: COMPSTAT 1992.
+_MAD_FACTORS = (1.0, 1.0, 1.196, 1.495, 1.363, 1.206, 1.200, 1.140, 1.129, 1.107)
+_MAD_TO_SIGMA = 1.482602218505602
+
 _SAMPLE_METHODS = {
     "kappa_sigma": kernels.KAPPA,
     "winsorized_sigma_clip": kernels.WINSORIZED,
     "linear_fit_clip": kernels.LINEAR_FIT,
 }
+_SPREADS = ("auto", "sample", "noise_model")
+
+
+@dataclass(frozen=True)
+class NoiseModel:
+    """What noise the normalised samples of each frame are expected to have; arrays (n, c), float64, on the host.
+
+    Attributes
+    ----------
+    sky : ndarray
+        Standard deviation of a sample on empty sky.
+    photon : ndarray, optional
+        Variance that a unit of signal adds (photon noise; the inverse gain in the samples' units); None for none.
+    level : ndarray, optional
+        Level of the sky, above which a sample's signal is counted.
+    blur : ndarray, optional
+        By how much the variance of a frame's point spread function, in square pixels of the canvas, differs from
+        the usual one of the run. By the heat equation a pixel changes by half its Laplacian times that, which
+        is taken off a sample before it is judged.
+    """
+
+    sky: np.ndarray
+    photon: np.ndarray | None = None
+    level: np.ndarray | None = None
+    blur: np.ndarray | None = None
+
+    def table(self) -> np.ndarray:
+        """Return (4, n, c): variance of sky, variance per unit of signal, that times the level, blur."""
+        nothing = np.zeros(self.sky.shape)
+        photon, level, blur = (nothing if v is None else v for v in (self.photon, self.level, self.blur))
+        return np.stack([np.square(self.sky), photon, photon * level, blur]).astype(np.float64)
 
 
 @dataclass(frozen=True)
 class StackResult:
-    """A stacked rectangle of c channels.
+    """A stacked rectangle of c channels; the arrays are where the samples were, on the host or a device.
 
     Attributes
     ----------
@@ -68,25 +123,26 @@ class StackResult:
         Samples of each frame that survive, are too low, are too high, over the rectangle and all channels.
     """
 
-    image: np.ndarray
-    weight: np.ndarray
-    coverage: np.ndarray
-    rejected_low: np.ndarray
-    rejected_high: np.ndarray
-    tally: np.ndarray
+    image: Any
+    weight: Any
+    coverage: Any
+    rejected_low: Any
+    rejected_high: Any
+    tally: Any
 
 
-def normalise(data: np.ndarray, gain: np.ndarray, offset: np.ndarray) -> None:
+def normalise(data: Any, gain: np.ndarray, offset: np.ndarray) -> None:
     """Turn samples into ``gain * value + offset``, in place.
 
     Parameters
     ----------
-    data : ndarray, shape (n, c, ny, nx), float32
+    data : array of any namespace, shape (n, c, ny, nx), float32
     gain, offset : ndarray, shape (n, c)
     """
-    for samples, g, o in zip(data, gain, offset, strict=True):
-        samples *= g.astype(np.float32)[:, None, None]
-        samples += o.astype(np.float32)[:, None, None]
+    for k, c in np.ndindex(gain.shape):
+        samples = data[k, c]
+        samples *= np.float32(gain[k, c])
+        samples += np.float32(offset[k, c])
 
 
 def radial_weight(
@@ -104,30 +160,32 @@ def radial_weight(
 
 
 def stack(
-    data: np.ndarray,
+    data: Any,
     weight: np.ndarray,
-    noise: np.ndarray,
+    noise: NoiseModel,
     params: StackParams,
     *,
-    pixel_weight: np.ndarray | None = None,
+    pixel_weight: Any = None,
     halo: tuple[int, int, int, int] = (0, 0, 0, 0),
+    threads: int = 1,
 ) -> StackResult:
     """Reject and combine the normalised samples of a rectangle.
 
     Parameters
     ----------
-    data : ndarray, shape (n, c, ny, nx), float32
-        Samples in frame order; NaN = no data. Not altered.
-    weight : ndarray, shape (n, c), float64
+    data : array of any namespace, shape (n, c, ny, nx), float32
+        Samples in frame order; NaN = no data, infinities are not allowed. Not altered.
+    weight : ndarray, shape (n, c), float64, on the host
         Relative weight of each frame.
-    noise : ndarray, shape (n, c), float64
-        Expected standard deviation of a sample of each frame on empty sky, in the units of `data`.
+    noise : NoiseModel
     params : StackParams
-    pixel_weight : ndarray, shape (n, ny, nx), float32, optional
+    pixel_weight : array of the namespace of `data`, shape (n, ny, nx), float32, optional
         Further weight a pixel; a sample of weight 0 is no data.
     halo : tuple of int
         Rows below, rows above, columns before and columns after the wanted pixels, present in `data` so that
         the steepness of the border is known; they are not in the result.
+    threads : int
+        Threads of the compiled loops; they leave no trace in the result.
 
     Returns
     -------
@@ -138,89 +196,133 @@ def stack(
     ValueError
         If a method is unknown or shapes disagree.
     """
+    if not isinstance(data, np.ndarray):
+        return stack_arrays(data, weight, noise, params, pixel_weight=pixel_weight, halo=halo)
     _check(data, weight, noise, params)
-    if pixel_weight is not None:
-        data = np.where(pixel_weight[:, None] > 0, data, np.float32(np.nan))
-    low, high = rejection_bounds(data, noise, params)
-    return combine(data, weight, (low, high), params, pixel_weight=pixel_weight, halo=halo)
+    data = _with_weight(np, data, pixel_weight)
+    return _stack_compiled(data, weight, noise, params, pixel_weight, halo, threads)
 
 
-def _check(data: np.ndarray, weight: np.ndarray, noise: np.ndarray, params: StackParams) -> None:
-    if data.ndim != 4 or weight.shape != data.shape[:2] or noise.shape != data.shape[:2]:
-        raise ValueError(f"data {data.shape}, weight {weight.shape} and noise {noise.shape} disagree")
+def stack_arrays(
+    data: Any,
+    weight: np.ndarray,
+    noise: NoiseModel,
+    params: StackParams,
+    *,
+    pixel_weight: Any = None,
+    halo: tuple[int, int, int, int] = (0, 0, 0, 0),
+) -> StackResult:
+    """Like `stack`, in array operations of the namespace of `data`: the definition of what is computed."""
+    _check(data, weight, noise, params)
+    data = _with_weight(namespace_of(data), data, pixel_weight)
+    ny, nx = data.shape[2:]
+    inside = (slice(halo[0], ny - halo[1]), slice(halo[2], nx - halo[3]))
+    with np.errstate(invalid="ignore"):  # differences to missing samples, which are infinite in a sorted list
+        bounds = rejection_bounds(data, noise, params)
+        blur = noise.table()[3].astype(np.float32)
+        use_median = params.combine == "median"
+        return StackResult(*combine_arrays(data, weight, bounds, blur, inside, pixel_weight, use_median))
+
+
+def rejection_bounds(data: Any, noise: NoiseModel, params: StackParams) -> tuple[Any, ...] | None:
+    """Return the bounds (low, high) between which samples survive, None if all do.
+
+    With a modelled spread there is a third array, the curvature: the bounds are for samples less their frame's
+    blur times that.
+    """
+    n = data.shape[0]
+    method = _method(params, n)
+    if method == kernels.NONE:
+        return None
+    if method == kernels.MODELLED:
+        kappas = float(params.kappa_low), float(params.kappa_high)
+        return model_bounds(data, noise.table(), _proven_sigma(params, n), _shares(), kappas)
+    return sample_bounds(data, params)
+
+
+def _check(data: Any, weight: np.ndarray, noise: NoiseModel, params: StackParams) -> None:
+    if data.ndim != 4 or weight.shape != data.shape[:2] or noise.sky.shape != data.shape[:2]:
+        raise ValueError(f"data {data.shape}, weight {weight.shape} and noise {noise.sky.shape} disagree")
     if params.reject != "none" and params.reject not in _SAMPLE_METHODS:
         raise ValueError(f"unknown rejection {params.reject!r}; known: none, {', '.join(_SAMPLE_METHODS)}")
     if params.combine not in ("mean", "median"):
         raise ValueError(f"unknown combination {params.combine!r}; known: mean, median")
-    if params.spread not in ("auto", "sample"):
-        raise ValueError(f"unknown spread {params.spread!r}; known: auto, sample")
+    if params.spread not in _SPREADS:
+        raise ValueError(f"unknown spread {params.spread!r}; known: {', '.join(_SPREADS)}")
 
 
-def rejection_bounds(data: np.ndarray, noise: np.ndarray, params: StackParams) -> tuple[np.ndarray, np.ndarray]:
-    """Return the bounds (low, high), float32 (c, ny, nx), between which samples survive."""
-    shape = data.shape[1:]
-    low = np.full(shape, -np.inf, dtype=np.float32)
-    high = np.full(shape, np.inf, dtype=np.float32)
-    if params.reject == "none" or data.shape[0] < 3:
-        return low, high
-    if params.reject == "kappa_sigma" and params.spread == "auto":
-        return _modelled_bounds(data, noise, params)
-    kernels.sample_bounds(
-        data,
-        _SAMPLE_METHODS[params.reject],
+def _with_weight(xp: Any, data: Any, pixel_weight: Any) -> Any:
+    """Return the samples without those whose pixel has no weight."""
+    return data if pixel_weight is None else xp.where(pixel_weight[:, None] > 0, data, np.float32(np.nan))
+
+
+def _method(params: StackParams, n_frames: int) -> int:
+    if params.reject == "none" or n_frames < 3:
+        return kernels.NONE
+    modelled = params.reject == "kappa_sigma" and params.spread != "sample"
+    return kernels.MODELLED if modelled else _SAMPLE_METHODS[params.reject]
+
+
+def _proven_sigma(params: StackParams, n_frames: int) -> np.ndarray:
+    """Return what turns the MAD of 0..n samples into the spread they prove, one standard error below it."""
+    count = np.arange(n_frames + 1)
+    if params.spread == "noise_model":
+        return np.zeros(count.size, dtype=np.float32)
+    factor = np.array([_MAD_FACTORS[m] if m < len(_MAD_FACTORS) else m / (m - 0.8) for m in count.tolist()])
+    return (_MAD_TO_SIGMA * factor / (1.0 + MAD_ERROR / np.sqrt(np.maximum(count, 1)))).astype(np.float32)
+
+
+def _shares() -> tuple[np.float32, ...]:
+    """Return the `shares` of `stack_rows`."""
+    slopes = _SLOPE_SIGMAS**2 * np.pi
+    return tuple(np.float32(v) for v in (STEEPNESS_SHARE**2, slopes, 2.5 * slopes, BLUR_SHARE))
+
+
+def _stack_compiled(
+    data: np.ndarray,
+    weight: np.ndarray,
+    noise: NoiseModel,
+    params: StackParams,
+    pixel_weight: np.ndarray | None,
+    halo: tuple[int, int, int, int],
+    threads: int,
+) -> StackResult:
+    """Run the compiled loops, each thread over some of the rows."""
+    n, channels, ny, nx = data.shape
+    shape = (channels, ny - halo[0] - halo[1], nx - halo[2] - halo[3])
+    filled = np.empty(shape, np.float32), np.empty(shape, np.float32), np.empty((3, *shape), np.int32)
+    clip = (
         (float(params.kappa_low), float(params.kappa_high)),
         params.max_iterations,
         (float(params.winsor_limits[0]), float(params.winsor_limits[1])),
-        low,
-        high,
     )
-    return low, high
+    given = (
+        np.ascontiguousarray(data),
+        np.ascontiguousarray(weight, dtype=np.float64),
+        np.empty((0, 1, 1), np.float32) if pixel_weight is None else np.ascontiguousarray(pixel_weight),
+        noise.table(),
+        _method(params, n),
+        clip,
+        _proven_sigma(params, n),
+        _shares(),
+        params.combine == "median",
+    )
 
+    def run(rows: tuple[int, int]) -> np.ndarray:
+        tally = np.zeros((n, 3), dtype=np.int64)
+        kernels.stack_rows(*given, rows, (halo[0], halo[2]), filled, tally)
+        return tally
 
-def _modelled_bounds(data: np.ndarray, noise: np.ndarray, params: StackParams) -> tuple[np.ndarray, np.ndarray]:
-    """Clip about the median with the spread described under ``kappa_sigma`` above."""
-    shape = data.shape[1:]
-    median, spread, expected = (np.empty(shape, dtype=np.float32) for _ in range(3))
-    count = np.empty(shape, dtype=np.int32)
-    kernels.robust_statistics(data, np.square(noise, dtype=np.float64), median, spread, expected, count)
-    # What the samples prove of their spread: one standard error below its estimate.
-    proven = spread / (1.0 + MAD_ERROR / np.sqrt(np.maximum(count, 1), dtype=np.float32))
-    variance = np.maximum(np.square(proven), expected)
-    step = np.square(kernels.steepness(median))
-    # The median's own noise makes steps of up to 2.5 sigma of a difference of two medians.
-    step -= (2.5**2 * np.pi) * variance / np.maximum(count, 1)
-    variance += STEEPNESS_SHARE**2 * np.maximum(step, 0.0)
-    sigma = np.sqrt(variance)
-    few = count < 3
-    low = np.where(few, np.float32(-np.inf), median - np.float32(params.kappa_low) * sigma)
-    high = np.where(few, np.float32(np.inf), median + np.float32(params.kappa_high) * sigma)
-    return low, high
-
-
-def combine(
-    data: np.ndarray,
-    weight: np.ndarray,
-    bounds: tuple[np.ndarray, np.ndarray],
-    params: StackParams,
-    *,
-    pixel_weight: np.ndarray | None = None,
-    halo: tuple[int, int, int, int] = (0, 0, 0, 0),
-) -> StackResult:
-    """Combine the samples within `bounds`; see `stack` for the arrays."""
-    low, high = bounds
-    n, channels, ny, nx = data.shape
-    shape = (channels, ny - halo[0] - halo[1], nx - halo[2] - halo[3])
-    corner = (halo[0], halo[2])
-    image, weight_out = np.empty(shape, dtype=np.float32), np.empty(shape, dtype=np.float32)
-    counts = np.empty((3, *shape), dtype=np.int32)
-    tally = np.zeros((n, 3), dtype=np.int64)
-    weight = np.ascontiguousarray(weight, dtype=np.float64)
-    filled = (image, weight_out, counts, tally)
-    if pixel_weight is None:
-        pixel_weight = np.empty((0, 0, 0), dtype=np.float32)
-        kernels.weighted_mean(data, weight, low, high, corner, *filled)
+    parts = _split_rows(shape[1], threads)
+    if len(parts) == 1:
+        tally = run(parts[0])
     else:
-        kernels.weighted_pixels_mean(data, weight, pixel_weight, low, high, corner, *filled)
-    if params.combine == "median":
-        kernels.weighted_median(data, weight, pixel_weight, low, high, corner, image)
+        with ThreadPoolExecutor(len(parts)) as pool:
+            tally = np.sum(list(pool.map(run, parts)), axis=0)
+    image, weight_out, counts = filled
     return StackResult(image, weight_out, counts[0], counts[1], counts[2], tally)
+
+
+def _split_rows(n_rows: int, parts: int) -> list[tuple[int, int]]:
+    edges = [n_rows * k // parts for k in range(parts + 1)]
+    return [(a, b) for a, b in pairwise(edges) if b > a] or [(0, 0)]

@@ -1,11 +1,14 @@
 """Compiled loops of the stacker: which samples of a pixel survive, and what they combine to.
 
-The samples of a pixel are sorted once; the survivors of every rejection here are a contiguous range of the
-sorted samples, so they are named by two bounds ``low <= value <= high``, and the combination is a second pass
-over the unsorted samples. Sorting runs vertically: a block of pixels by n rows, every comparator of the
-network a minimum and a maximum across the block.
+`stack_rows` walks over the rows of a rectangle in strips of `STRIP` pixels. The samples of a strip are sorted
+once, vertically: every comparator of a sorting network is a minimum and a maximum across the strip. The
+survivors of every rejection here are a contiguous range of the sorted samples, so they are named by two bounds
+``low <= value <= high``, and the combination is a second pass over the unsorted samples, which are still in the
+cache then.
 
-Axes are (n, c, ny, nx); NaN = no data. Sums are float64 and run in frame order.
+Axes are (n, c, ny, nx); NaN = no data. Sums are float64 and run in frame order, so neither strips nor threads
+leave a trace. Each loop touches few arrays: where many would have to be proven disjoint the compiler gives up on
+vectors. The same arithmetic in array operations is in `zemosaic_stack_core`.
 """
 
 from __future__ import annotations
@@ -13,28 +16,30 @@ from __future__ import annotations
 import numba as nb
 import numpy as np
 
-BLOCK = 384
+STRIP = 256
 
-KAPPA, WINSORIZED, LINEAR_FIT = 1, 2, 3
+NONE, KAPPA, WINSORIZED, LINEAR_FIT, MODELLED = range(5)
 
-#: Finite-sample factors that make the scaled MAD of n normal samples unbiased, n = 0..9; n / (n - 0.8) above.
-#: Source: C. Croux, P. J. Rousseeuw, "Time-efficient algorithms for two highly robust estimators of scale",
-#: COMPSTAT 1992.
-_MAD_FACTORS = np.array([1.0, 1.0, 1.196, 1.495, 1.363, 1.206, 1.200, 1.140, 1.129, 1.107])
-_MAD_TO_SIGMA = 1.482602218505602
+_INF = np.float32(np.inf)
+_NAN = np.float32(np.nan)
+_ZERO = np.float32(0.0)
+
+# Division by zero is inf or NaN, as in numpy: a check before every division would cost the vectors.
+_compiled = nb.njit(cache=True, nogil=True, error_model="numpy")
+_inlined = nb.njit(cache=True, nogil=True, error_model="numpy", inline="always")
 
 
-@nb.njit(cache=True, nogil=True)
-def _exchange(first, second):
-    for p in range(first.shape[0]):
-        a = first[p]
-        b = second[p]
+@_compiled
+def _exchange(block, i, j):
+    first, second = block[i], block[j]
+    for p in range(STRIP):
+        a, b = first[p], second[p]
         first[p] = a if a < b else b
         second[p] = b if a < b else a
 
 
-@nb.njit(cache=True, nogil=True)
-def sort_rows(block, n):
+@_compiled
+def _sort(block, n):
     """Sort the first `n` values of every column of a block in place (no NaN).
 
     Source: merge exchange, algorithm 5.2.2 M of D. E. Knuth, The Art of Computer Programming, vol. 3, after
@@ -49,7 +54,7 @@ def sort_rows(block, n):
         while True:
             for i in range(n - d):
                 if i & p == r:
-                    _exchange(block[i], block[i + d])
+                    _exchange(block, i, i + d)
             if q == p:
                 break
             d = q - p
@@ -58,239 +63,355 @@ def sort_rows(block, n):
         p //= 2
 
 
-@nb.njit(cache=True, nogil=True)
-def _gather(data, channel, y, x0, width, block, count):
-    """Copy the frames with data in a strip into the block, no data as +inf; return how many there are."""
-    rows = 0
-    count[:width] = 0
+@_compiled
+def _gather(data, at, block, count, found):
+    """Copy a strip's samples into the block, no data as +inf; count those of each column and of each frame.
+
+    Columns of the block beyond the strip are +inf. Frames without data in the strip stay out; returns how many
+    are in.
+    """
+    c, y, x0, x1 = at
+    width = x1 - x0
+    count[:] = 0
+    rows, whole = 0, np.int32(0)
     for f in range(data.shape[0]):
-        samples = data[f, channel, y, x0 : x0 + width]
-        target = block[rows]
-        found = 0
+        values, target = data[f, c, y, x0:x1], block[rows]
+        total = np.int32(0)
         for p in range(width):
-            value = samples[p]
-            here = value == value
-            target[p] = value if here else np.float32(np.inf)
-            count[p] += here
-            found += here
-        rows += found > 0
+            value = values[p]
+            target[p] = value if value == value else _INF
+            total = np.int32(total + (value == value))
+        found[f] = total
+        if total == 0:
+            continue
+        target[width:] = _INF
+        rows += 1
+        if total == width:
+            whole = np.int32(whole + 1)
+            continue
+        for p in range(width):
+            count[p] = np.int32(count[p] + (values[p] == values[p]))
+    for p in range(width):
+        count[p] = np.int32(count[p] + whole)
     return rows
 
 
-@nb.njit(cache=True, nogil=True)
-def _median(block, p, a, b):
-    """Median of sorted samples a..b-1 of column p."""
-    m = b - a
-    upper = block[a + m // 2, p]
-    if m % 2:
-        return np.float64(upper)
-    return 0.5 * (np.float64(upper) + np.float64(block[a + m // 2 - 1, p]))
+@_compiled
+def _medians(block, count, median):
+    """Fill the median of every column's samples, float64; its few different counts are gone through in turn."""
+    for m in range(count.min(), count.max() + 1):
+        low, high = block[max(m - 1, 0) // 2], block[m // 2]
+        for p in range(count.shape[0]):
+            middle = 0.5 * (np.float64(low[p]) + np.float64(high[p]))
+            median[p] = middle if count[p] == m else median[p]
+    for p in range(count.shape[0]):
+        median[p] = median[p] if count[p] > 0 else np.nan
 
 
-@nb.njit(cache=True, nogil=True)
-def _mad(block, p, m, median):
-    """Median absolute deviation of m sorted samples: walk outwards from the middle."""
-    i, j = m // 2 - 1, m // 2
-    previous, current = 0.0, 0.0
-    for _ in range(m // 2 + 1):
-        below = median - block[i, p] if i >= 0 else np.inf
-        above = block[j, p] - median if j < m else np.inf
-        previous = current
-        if below <= above:
-            current = below
-            i -= 1
-        else:
-            current = above
-            j += 1
-    return current if m % 2 else 0.5 * (previous + current)
+@_compiled
+def _deviation_of_rank(block, below, above, length, k, median, out):
+    """Fill the k-th smallest deviation from the median, float32.
 
-
-@nb.njit(cache=True, nogil=True)
-def robust_statistics(data, noise_variance, median, spread, expected, count_out):
-    """Fill the median, robust spread, expected variance and number of the samples of every pixel.
-
-    Parameters
-    ----------
-    data : ndarray, shape (n, c, ny, nx), float32
-        Normalised samples.
-    noise_variance : ndarray, shape (n, c), float64
-        Expected variance of a sample of each frame.
-    median, spread, expected : ndarray, shape (c, ny, nx), float32
-        Filled; `spread` is the scaled median absolute deviation, `expected` the mean of the variances of the
-        frames present. NaN without samples.
-    count_out : ndarray, shape (c, ny, nx), int32
-        Filled with the number of samples.
+    The deviations below the median, ``A_i = median - block[below - i]``, and above it, ``B_i = block[above + i] -
+    median``, i = 1..length, are ascending lists; the k-th smallest of both together is the minimum over i of
+    ``max(A_i, B_(k - i))``, with ``A_0 = B_0 = 0``.
     """
-    n, channels, ny, nx = data.shape
-    block = np.empty((n, BLOCK), dtype=np.float32)
-    count = np.empty(BLOCK, dtype=np.int32)
-    variance = np.empty(BLOCK, dtype=np.float64)
-    for c in range(channels):
-        for y in range(ny):
-            for x0 in range(0, nx, BLOCK):
-                width = min(BLOCK, nx - x0)
-                rows = _gather(data, c, y, x0, width, block, count)
-                sort_rows(block[:, :width], rows)
-                _sum_variance(data, noise_variance, c, y, x0, variance[:width])
-                for p in range(width):
-                    m = count[p]
-                    x = x0 + p
-                    count_out[c, y, x] = m
-                    if m == 0:
-                        median[c, y, x] = np.nan
-                        spread[c, y, x] = np.nan
-                        expected[c, y, x] = np.nan
-                        continue
-                    middle = _median(block, p, 0, m)
-                    factor = _MAD_FACTORS[m] if m < 10 else m / (m - 0.8)
-                    median[c, y, x] = middle
-                    spread[c, y, x] = _MAD_TO_SIGMA * factor * _mad(block, p, m, middle)
-                    expected[c, y, x] = variance[p] / m
-
-
-@nb.njit(cache=True, nogil=True)
-def _sum_variance(data, noise_variance, channel, y, x0, out):
-    out[:] = 0.0
-    for f in range(data.shape[0]):
-        samples = data[f, channel, y, x0 : x0 + out.shape[0]]
-        variance = noise_variance[f, channel]
+    out[:] = _INF
+    for i in range(max(0, k - length), min(k, length) + 1):
+        low, high = block[below - max(i, 1)], block[above + max(k - i, 1)]
         for p in range(out.shape[0]):
-            out[p] += variance if samples[p] == samples[p] else 0.0
+            a = median[p] - low[p] if i > 0 else _ZERO
+            b = high[p] - median[p] if k > i else _ZERO
+            larger = a if a > b else b
+            out[p] = larger if larger < out[p] else out[p]
 
 
-@nb.njit(cache=True, nogil=True)
-def steepness(median):
-    """Return the largest step from each pixel to its four neighbours, 0 where there is none.
+@_compiled
+def _mads(block, count, median, first, second, mad):
+    """Fill the median absolute deviation of every column's samples from its float32 median; 0 for one sample."""
+    mad[:] = _ZERO
+    for m in range(max(2, count.min()), count.max() + 1):
+        half, odd = m // 2, m % 2
+        _deviation_of_rank(block, half, half + odd - 1, half, half, median, first)
+        if odd:
+            second[:] = first
+        else:
+            _deviation_of_rank(block, half, half - 1, half, half + 1, median, second)
+        for p in range(count.shape[0]):
+            value = np.float32(0.5) * (first[p] + second[p])
+            mad[p] = value if count[p] == m else mad[p]
 
-    Parameters
-    ----------
-    median : ndarray, shape (c, ny, nx), float32
-        NaN = no data.
+
+@_compiled
+def _alike(found, width):
+    """Return whether every frame covers a whole strip or nothing of it: then one pixel speaks for all."""
+    alike = True
+    for f in range(found.shape[0]):
+        alike &= found[f] == 0 or found[f] == width
+    return alike
+
+
+@_compiled
+def _mean_over_present(data, at, shares, found, alike, count, mean):
+    """Fill the mean of `shares` (n) over the frames present in each column, float64; NaN without any."""
+    c, y, x0, x1 = at
+    mean[:] = 0.0
+    for f in range(data.shape[0]):
+        values, share = data[f, c, y, x0:x1], shares[f]
+        if found[f] == 0 or share == 0.0:
+            continue
+        if alike:
+            mean[0] += share
+        else:
+            for p in range(x1 - x0):
+                mean[p] += share if values[p] == values[p] else 0.0
+    if alike:
+        mean[:] = mean[0]
+    for p in range(x1 - x0):
+        mean[p] /= count[p]
+
+
+@_compiled
+def _span_over_present(data, at, shares, found, alike, lowest, span):
+    """Fill how far the `shares` (n) of the frames present in each column lie apart, float64; -inf without any."""
+    c, y, x0, x1 = at
+    lowest[:], span[:] = np.inf, -np.inf  # span holds the largest first
+    for f in range(data.shape[0]):
+        values, share = data[f, c, y, x0:x1], shares[f]
+        if found[f] > 0 and alike:
+            lowest[0], span[0] = min(lowest[0], share), max(span[0], share)
+        elif found[f] > 0:
+            for p in range(x1 - x0):
+                lowest[p] = min(lowest[p], share if values[p] == values[p] else np.inf)
+            for p in range(x1 - x0):
+                span[p] = max(span[p], share if values[p] == values[p] else -np.inf)
+    if alike:
+        lowest[:], span[:] = lowest[0], span[0]
+    for p in range(x1 - x0):
+        span[p] -= lowest[p]
+
+
+@_compiled
+def _variances(median, mad, to_sigma, count, mean, variance):
+    """Fill the larger of the variance that the samples prove and the one that their frames' noise lets expect."""
+    sky, photon, floor = mean[0], mean[1], mean[2]
+    for p in range(count.shape[0]):
+        proven = mad[p] * to_sigma[count[p]]
+        signal = photon[p] * median[p] - floor[p]
+        expected = np.float32(sky[p] + (signal if signal > 0.0 else 0.0))
+        squared = proven * proven
+        variance[p] = squared if squared > expected else expected
+
+
+@_compiled
+def _model_row(data, c, y, noise, to_sigma, scratch, filled):
+    """Fill median, variance, mean and span of blur of the samples of a row, and how many samples each pixel has.
+
+    See `stack_rows` for `noise` and `to_sigma`.
     """
-    channels, ny, nx = median.shape
-    out = np.zeros((channels, ny, nx), dtype=np.float32)
-    for c in range(channels):
-        for y in range(ny):
-            for x in range(nx):
-                here = median[c, y, x]
-                largest = np.float32(0.0)
-                if y > 0 and abs(median[c, y - 1, x] - here) > largest:
-                    largest = abs(median[c, y - 1, x] - here)
-                if y + 1 < ny and abs(median[c, y + 1, x] - here) > largest:
-                    largest = abs(median[c, y + 1, x] - here)
-                if x > 0 and abs(median[c, y, x - 1] - here) > largest:
-                    largest = abs(median[c, y, x - 1] - here)
-                if x + 1 < nx and abs(median[c, y, x + 1] - here) > largest:
-                    largest = abs(median[c, y, x + 1] - here)
-                out[c, y, x] = largest
-    return out
+    median, variance, mean_blur, span, count = filled
+    block, middle, mad, ranked, found, mean = scratch
+    for x0 in range(0, data.shape[3], STRIP):
+        x1 = min(data.shape[3], x0 + STRIP)
+        at, width = (c, y, x0, x1), x1 - x0
+        here, counts = median[x0:x1], count[x0:x1]
+        _sort(block, _gather(data, at, block, counts, found))
+        _medians(block, counts, middle[:width])
+        for p in range(width):
+            here[p] = np.float32(middle[p])
+        _mads(block, counts, here, ranked[0, :width], ranked[1, :width], mad[:width])
+        alike = _alike(found, width)
+        for k in range(4):
+            _mean_over_present(data, at, noise[k], found, alike, counts, mean[k, :width])
+        _variances(here, mad, to_sigma, counts, mean, variance[x0:x1])
+        for p in range(width):
+            mean_blur[x0 + p] = np.float32(mean[3, p])
+        _span_over_present(data, at, noise[3], found, alike, mean[3, :width], middle[:width])
+        for p in range(width):
+            span[x0 + p] = np.float32(middle[p])
 
 
-@nb.njit(cache=True, nogil=True)
-def _deviation(block, p, a, b, median):
-    """Standard deviation (population form) of sorted samples a..b-1, from rounded differences to the median."""
-    total, squares = 0.0, 0.0
-    for r in range(a, b):
-        d = np.float64(np.float32(block[r, p] - median))
-        total += d
-        squares += d * d
-    m = b - a
-    return np.sqrt(max(squares / m - (total / m) ** 2, 0.0))
+@_compiled
+def _largest_steps(above, here, below, step):
+    """Fill the largest step from each pixel of a row to its four neighbours; NaN ones make none."""
+    for p in range(here.shape[0]):
+        a, b = abs(above[p] - here[p]), abs(below[p] - here[p])
+        a = a if a == a else _ZERO
+        step[p] = b if b > a else a
+    before, after = here[:-1], here[1:]
+    left, right = step[:-1], step[1:]
+    for p in range(before.shape[0]):
+        d = abs(after[p] - before[p])
+        right[p] = d if d > right[p] else right[p]
+    for p in range(before.shape[0]):
+        d = abs(after[p] - before[p])
+        left[p] = d if d > left[p] else left[p]
 
 
-@nb.njit(cache=True, nogil=True)
-def _trim(block, p, a, b, low, high):
-    """Move the ends of a range of sorted samples inwards to low..high."""
-    while a < b and block[a, p] < low:
+@_compiled
+def _curvatures(above, here, below, curve):
+    """Fill half the Laplacian of a row, 0 where a neighbour is missing: how a pixel changes with blur."""
+    half = np.float32(0.5)
+    curve[0], curve[-1] = _ZERO, _ZERO
+    inner, left, right, middle = curve[1:-1], here[:-2], here[2:], here[1:-1]
+    for p in range(inner.shape[0]):
+        inner[p] = (left[p] - middle[p]) + (right[p] - middle[p])
+    for p in range(curve.shape[0]):
+        bend = half * (curve[p] + ((above[p] - here[p]) + (below[p] - here[p])))
+        curve[p] = bend if bend == bend else _ZERO
+
+
+@_compiled
+def _modelled_bounds(median, variance, mean_blur, span, count, step, shares, kappas, bounds):
+    """Fill the bounds of a row; its steps are used up, its curvatures lose what noise may have made of them.
+
+    See `stack_rows` for `shares`.
+    """
+    low, high, curve = bounds
+    for p in range(median.shape[0]):
+        few = variance[p] / np.float32(max(count[p], np.int32(1)))
+        steep = step[p] * step[p] - shares[1] * few
+        bent = curve[p] * curve[p] - shares[2] * few
+        step[p] = np.sqrt(variance[p] + shares[0] * (steep if steep > _ZERO else _ZERO))
+        bent = np.sqrt(bent) if bent > _ZERO else _ZERO
+        curve[p] = bent if curve[p] > _ZERO else -bent
+    for p in range(median.shape[0]):
+        centre = median[p] - mean_blur[p] * curve[p]
+        room = shares[3] * span[p] * abs(curve[p])
+        low[p] = centre - (kappas[0] * step[p] + room) if count[p] > 2 else -_INF
+        high[p] = centre + (kappas[1] * step[p] + room) if count[p] > 2 else _INF
+    for p in range(median.shape[0]):
+        curve[p] = curve[p] if count[p] > 0 else _ZERO
+
+
+@_compiled
+def _median(values, a, b):
+    """Median of sorted values a..b-1."""
+    return 0.5 * (np.float64(values[a + (b - a - 1) // 2]) + np.float64(values[a + (b - a) // 2]))
+
+
+@_compiled
+def _trim(values, a, b, low, high):
+    """Move the ends of a range of sorted values inwards to low..high."""
+    while a < b and values[a] < low:
         a += 1
-    while b > a and block[b - 1, p] > high:
+    while b > a and values[b - 1] > high:
         b -= 1
     return a, b
 
 
-@nb.njit(cache=True, nogil=True)
-def _kappa_range(block, p, m, kappa_low, kappa_high, iterations):
-    """Iterated clip about the median with the standard deviation of the survivors."""
+@_compiled
+def _sigma(total, squares, share):
+    """Standard deviation (population form) from the sums of differences and of squares of 1 / share samples."""
+    mean = total * share
+    return np.sqrt(max(squares * share - mean * mean, 0.0))
+
+
+@_compiled
+def _kappa_range(values, m, total, squares, kappas, iterations):
+    """Iterated clip about the median with the standard deviation of the survivors.
+
+    `total` and `squares` are the sums of the float32 differences of all values to their float32 median, and of
+    their squares; what is clipped is taken off again.
+    """
     a, b = 0, m
+    centre = np.float32(_median(values, 0, m))
     for _ in range(iterations):
         if b - a < 3:
             break
-        median = _median(block, p, a, b)
-        sigma = _deviation(block, p, a, b, median)
-        a2, b2 = _trim(block, p, a, b, median - kappa_low * sigma, median + kappa_high * sigma)
+        median, sigma = _median(values, a, b), _sigma(total, squares, 1.0 / (b - a))
+        a2, b2 = _trim(values, a, b, median - kappas[0] * sigma, median + kappas[1] * sigma)
         if a2 == a and b2 == b:
             break
+        for r in range(a, b):
+            if r < a2 or r >= b2:
+                d = np.float64(values[r] - centre)
+                total -= d
+                squares -= d * d
         a, b = a2, b2
     return a, b
 
 
-@nb.njit(cache=True, nogil=True)
-def _clamped_deviation(block, p, a, b, low, high):
-    """Standard deviation of samples a..b-1 after moving those outside low..high to the limits."""
-    middle = 0.5 * (low + high)
-    total, squares = 0.0, 0.0
+@_compiled
+def _running_sums(values, a, b, median, sums):
+    """Fill the sums of the differences of sorted values to the median, and of their squares, up to each."""
     for r in range(a, b):
-        d = min(max(np.float64(block[r, p]), low), high) - middle
-        total += d
-        squares += d * d
-    m = b - a
-    return np.sqrt(max(squares / m - (total / m) ** 2, 0.0))
+        d = np.float64(values[r] - np.float32(median))
+        sums[0, r + 1 - a] = sums[0, r - a] + d
+        sums[1, r + 1 - a] = sums[1, r - a] + d * d
 
 
-@nb.njit(cache=True, nogil=True)
-def _huber_sigma(block, p, a, b, limits):
+@_compiled
+def _huber_sigma(values, a, b, limits, sums):
     """Spread by repeated winsorisation at 1.5 sigma, from a first one at the given fractions."""
-    m = b - a
-    low = np.float64(block[a + int(limits[0] * m), p])
-    high = np.float64(block[b - 1 - int(limits[1] * m), p])
-    median = _median(block, p, a, b)
-    sigma = 1.134 * _clamped_deviation(block, p, a, b, low, high)
-    for _ in range(50):
-        before = sigma
-        sigma = 1.134 * _clamped_deviation(block, p, a, b, median - 1.5 * before, median + 1.5 * before)
-        if abs(sigma - before) <= 0.0005 * before:
+    m, median = b - a, _median(values, a, b)
+    _running_sums(values, a, b, median, sums)
+    centre = np.float64(np.float32(median))
+    low, high = np.float64(values[a + int(limits[0] * m)]), np.float64(values[b - 1 - int(limits[1] * m)])
+    sigma, share, i, j = 0.0, 1.0 / m, 0, m
+    for turn in range(51):
+        if turn:
+            low, high = median - 1.5 * sigma, median + 1.5 * sigma
+        while i > 0 and values[a + i - 1] >= low:
+            i -= 1
+        while i < m and values[a + i] < low:
+            i += 1
+        while j < m and values[a + j] <= high:
+            j += 1
+        while j > i and values[a + j - 1] > high:
+            j -= 1
+        down, up = low - centre, high - centre
+        total = i * down + (sums[0, j] - sums[0, i]) + (m - j) * up
+        squares = i * down * down + (sums[1, j] - sums[1, i]) + (m - j) * up * up
+        before, sigma = sigma, 1.134 * _sigma(total, squares, share)
+        if turn and abs(sigma - before) <= 0.0005 * before:
             break
     return sigma
 
 
-@nb.njit(cache=True, nogil=True)
-def _winsorized_range(block, p, m, kappa_low, kappa_high, iterations, limits):
+@_compiled
+def _winsorized_range(values, m, kappas, iterations, limits, sums):
     a, b = 0, m
     for _ in range(iterations):
         if b - a < 3:
             break
-        median = _median(block, p, a, b)
-        sigma = _huber_sigma(block, p, a, b, limits)
-        a2, b2 = _trim(block, p, a, b, median - kappa_low * sigma, median + kappa_high * sigma)
+        median, sigma = _median(values, a, b), _huber_sigma(values, a, b, limits, sums)
+        a2, b2 = _trim(values, a, b, median - kappas[0] * sigma, median + kappas[1] * sigma)
         if a2 == a and b2 == b:
             break
         a, b = a2, b2
     return a, b
 
 
-@nb.njit(cache=True, nogil=True)
-def _linear_fit_range(block, p, m, kappa_low, kappa_high, iterations):
+@_compiled
+def _line(values, a, b):
+    """Mean, slope and mean absolute residual of the line fitted to sorted values a..b-1 over their ranks."""
+    k = b - a
+    centre = 0.5 * (k - 1)
+    mean, slope, size = 0.0, 0.0, 0.0
+    for r in range(k):
+        mean += values[a + r]
+        slope += (r - centre) * values[a + r]
+    mean /= k
+    slope /= k * (np.float64(k) * k - 1.0) / 12.0
+    for r in range(k):
+        size += abs(values[a + r] - (mean + slope * (r - centre)))
+    return mean, slope, size / k
+
+
+@_compiled
+def _linear_fit_range(values, m, kappas, iterations):
     """Clip at both ends by residuals to a line through the sorted samples, in units of their mean size."""
     a, b = 0, m
     for _ in range(iterations):
-        k = b - a
-        if k < 3:
+        if b - a < 3:
             break
-        centre = 0.5 * (k - 1)
-        mean, slope = 0.0, 0.0
-        for r in range(k):
-            mean += block[a + r, p]
-            slope += (r - centre) * block[a + r, p]
-        mean /= k
-        slope /= k * (np.float64(k) * k - 1.0) / 12.0
-        size = 0.0
-        for r in range(k):
-            size += abs(block[a + r, p] - (mean + slope * (r - centre)))
-        size /= k
+        mean, slope, size = _line(values, a, b)
+        centre = a + 0.5 * (b - a - 1)
         a2, b2 = a, b
-        while a2 < b2 and mean + slope * (a2 - a - centre) - block[a2, p] > kappa_low * size:
+        while a2 < b2 and mean + slope * (a2 - centre) - values[a2] > kappas[0] * size:
             a2 += 1
-        while b2 > a2 and block[b2 - 1, p] - (mean + slope * (b2 - 1 - a - centre)) > kappa_high * size:
+        while b2 > a2 and values[b2 - 1] - (mean + slope * (b2 - 1 - centre)) > kappas[1] * size:
             b2 -= 1
         if a2 == a and b2 == b:
             break
@@ -298,166 +419,211 @@ def _linear_fit_range(block, p, m, kappa_low, kappa_high, iterations):
     return a, b
 
 
-@nb.njit(cache=True, nogil=True)
-def sample_bounds(data, method, kappas, iterations, limits, low, high):
-    """Fill the smallest and largest surviving sample of every pixel, from its samples alone.
+@_compiled
+def _sum_differences(block, rows, count, median, total, squares):
+    """Fill the sums of `_kappa_range` for whole columns at once."""
+    total[:], squares[:] = 0.0, 0.0
+    alike = count.min() == rows
+    for r in range(rows):
+        values = block[r]
+        if alike:
+            for p in range(count.shape[0]):
+                d = np.float64(values[p] - np.float32(median[p]))
+                total[p] += d
+                squares[p] += d * d
+        else:
+            for p in range(count.shape[0]):
+                d = np.float64(values[p] - np.float32(median[p])) if r < count[p] else 0.0
+                total[p] += d
+                squares[p] += d * d
 
-    Parameters
-    ----------
-    data : ndarray, shape (n, c, ny, nx), float32
-    method : int
-        `KAPPA`, `WINSORIZED` or `LINEAR_FIT`.
-    kappas, limits : tuple of two floats
-        Low and high: rejection thresholds, and fractions of the first winsorisation.
-    iterations : int
-    low, high : ndarray, shape (c, ny, nx), float32
-        Filled; everything survives where there are fewer than three samples.
+
+@_compiled
+def _clean_columns(block, count, median, kappas, total, squares, clean):
+    """Mark the columns from which a clip at kappa standard deviations takes nothing; most of them are such."""
+    for p in range(count.shape[0]):
+        m = max(count[p], 1)
+        sigma = _sigma(total[p], squares[p], 1.0 / m)
+        low, high = median[p] - kappas[0] * sigma, median[p] + kappas[1] * sigma
+        clean[p] = not (block[0, p] < low or block[m - 1, p] > high)
+
+
+@_compiled
+def _sample_bounds(data, c, y, method, clip, scratch, low, high):
+    """Fill the smallest and largest surviving sample of every pixel of a row, from its samples alone.
+
+    Everything survives where there are fewer than three samples.
     """
-    n, channels, ny, nx = data.shape
-    block = np.empty((n, BLOCK), dtype=np.float32)
-    count = np.empty(BLOCK, dtype=np.int32)
-    for c in range(channels):
-        for y in range(ny):
-            for x0 in range(0, nx, BLOCK):
-                width = min(BLOCK, nx - x0)
-                rows = _gather(data, c, y, x0, width, block, count)
-                sort_rows(block[:, :width], rows)
-                for p in range(width):
-                    m = count[p]
-                    a, b = 0, m
-                    if m >= 3 and method == KAPPA:
-                        a, b = _kappa_range(block, p, m, kappas[0], kappas[1], iterations)
-                    elif m >= 3 and method == WINSORIZED:
-                        a, b = _winsorized_range(block, p, m, kappas[0], kappas[1], iterations, limits)
-                    elif m >= 3 and method == LINEAR_FIT:
-                        a, b = _linear_fit_range(block, p, m, kappas[0], kappas[1], iterations)
-                    low[c, y, x0 + p] = block[a, p] if b > a else -np.inf
-                    high[c, y, x0 + p] = block[b - 1, p] if b > a else np.inf
+    kappas, iterations, limits = clip
+    block, middle, found, count, sums, mean, clean, values = scratch
+    for x0 in range(0, data.shape[3], STRIP):
+        x1 = min(data.shape[3], x0 + STRIP)
+        counts = count[: x1 - x0]
+        rows = _gather(data, (c, y, x0, x1), block, counts, found)
+        _sort(block, rows)
+        clean[:] = False
+        if method == KAPPA:
+            _medians(block, counts, middle[: x1 - x0])
+            _sum_differences(block, rows, counts, middle, mean[0], mean[1])
+            _clean_columns(block, counts, middle, kappas, mean[0], mean[1], clean)
+        for p in range(x1 - x0):
+            m = counts[p]
+            a, b = 0, m
+            if m >= 3 and not clean[p]:
+                for r in range(m):
+                    values[r] = block[r, p]
+                if method == KAPPA:
+                    a, b = _kappa_range(values, m, mean[0, p], mean[1, p], kappas, iterations)
+                elif method == WINSORIZED:
+                    a, b = _winsorized_range(values, m, kappas, iterations, limits, sums)
+                else:
+                    a, b = _linear_fit_range(values, m, kappas, iterations)
+            low[x0 + p] = block[a, p] if b > a else -_INF
+            high[x0 + p] = block[b - 1, p] if b > a else _INF
 
 
-@nb.njit(cache=True, nogil=True)
-def weighted_mean(data, weight, low, high, corner, image, weight_out, counts, tally):
-    """Fill the weighted mean of the samples within bounds, and count what became of every sample.
-
-    Parameters
-    ----------
-    data : ndarray, shape (n, c, ny, nx), float32
-    weight : ndarray, shape (n, c), float64
-    low, high : ndarray, shape (c, ny, nx), float32
-        A sample survives if ``low <= value <= high``.
-    corner : tuple of int
-        Row and column of `data` that the first pixel of the filled arrays stands for.
-    image, weight_out : ndarray, shape (c, my, mx), float32
-        Filled; NaN and 0 where nothing survives.
-    counts : ndarray, shape (3, c, my, mx), int32
-        Filled with the samples that survive, are too low, are too high.
-    tally : ndarray, shape (n, 3), int64
-        The same a frame; added to.
-    """
-    n = data.shape[0]
-    channels, ny, nx = image.shape
-    j, i = corner
-    total = np.empty(nx, dtype=np.float64)
-    weights = np.empty(nx, dtype=np.float64)
-    for c in range(channels):
-        for y in range(ny):
-            total[:] = 0.0
-            weights[:] = 0.0
-            counts[:, c, y] = 0
-            bottom, top = low[c, j + y, i : i + nx], high[c, j + y, i : i + nx]
-            kept_row, low_row, high_row = counts[0, c, y], counts[1, c, y], counts[2, c, y]
-            for f in range(n):
-                samples = data[f, c, j + y, i : i + nx]
-                w = weight[f, c]
-                kept, below, above = 0, 0, 0
-                for x in range(nx):
-                    value = samples[x]
-                    good = bottom[x] <= value <= top[x]
-                    total[x] += w * value if good else 0.0
-                    weights[x] += w if good else 0.0
-                    kept_row[x] += good
-                    kept += good
-                    under = value < bottom[x]
-                    over = value > top[x]
-                    low_row[x] += under
-                    high_row[x] += over
-                    below += under
-                    above += over
-                tally[f, 0] += kept
-                tally[f, 1] += below
-                tally[f, 2] += above
-            for x in range(nx):
-                some = weights[x] > 0.0
-                image[c, y, x] = total[x] / weights[x] if some else np.nan
-                weight_out[c, y, x] = weights[x]
+@_inlined
+def _count(flags):
+    total = np.int32(0)
+    for p in range(flags.shape[0]):
+        total = np.int32(total + flags[p])
+    return total
 
 
-@nb.njit(cache=True, nogil=True)
-def weighted_pixels_mean(data, weight, pixel_weight, low, high, corner, image, weight_out, counts, tally):
-    """Like `weighted_mean` with a further weight a pixel, `pixel_weight` (n, ny, nx) float32.
-
-    Samples of weight 0 do not count.
-    """
-    n = data.shape[0]
-    channels, ny, nx = image.shape
-    j, i = corner
-    total = np.empty(nx, dtype=np.float64)
-    weights = np.empty(nx, dtype=np.float64)
-    for c in range(channels):
-        for y in range(ny):
-            total[:] = 0.0
-            weights[:] = 0.0
-            counts[:, c, y] = 0
-            for f in range(n):
-                for x in range(nx):
-                    value = data[f, c, j + y, i + x]
-                    w = weight[f, c] * pixel_weight[f, j + y, i + x]
-                    if not (value == value and w > 0.0):
-                        continue
-                    fate = 0
-                    if value < low[c, j + y, i + x]:
-                        fate = 1
-                    elif value > high[c, j + y, i + x]:
-                        fate = 2
-                    else:
-                        total[x] += w * value
-                        weights[x] += w
-                    counts[fate, c, y, x] += 1
-                    tally[f, fate] += 1
-            for x in range(nx):
-                some = weights[x] > 0.0
-                image[c, y, x] = total[x] / weights[x] if some else np.nan
-                weight_out[c, y, x] = weights[x]
+@_inlined
+def _count_data(values):
+    total = np.int32(0)
+    for p in range(values.shape[0]):
+        total = np.int32(total + (values[p] == values[p]))
+    return total
 
 
-@nb.njit(cache=True, nogil=True)
-def weighted_median(data, weight, pixel_weight, low, high, corner, image):
-    """Replace `image` by the weighted median of the samples within bounds.
+@_inlined
+def _count_outside(values, low, high, n_low, n_high):
+    """Add the samples that are too low and too high to the counts of their pixels; return how many there are."""
+    under, over = np.int32(0), np.int32(0)
+    for p in range(values.shape[0]):
+        flag = np.int32(values[p] < low[p])
+        n_low[p] = np.int32(n_low[p] + flag)
+        under = np.int32(under + flag)
+    for p in range(values.shape[0]):
+        flag = np.int32(values[p] > high[p])
+        n_high[p] = np.int32(n_high[p] + flag)
+        over = np.int32(over + flag)
+    return under, over
+
+
+@_compiled
+def _mean_strip(data, at, weight, blur, bounds, scratch, image, weight_out, counts, tally):
+    """Fill the weighted mean of a strip's samples within bounds; count what became of each sample."""
+    c, y, x0, x1 = at
+    low, high, curve = bounds
+    total, weights, value, kept, room = scratch
+    n_kept, n_low, n_high = counts
+    total[:], weights[:] = 0.0, 0.0
+    n_kept[:], n_low[:], n_high[:] = 0, 0, 0
+    for f in range(data.shape[0]):
+        values, w = data[f, c, y, x0:x1], weight[f]
+        found = _count_data(values)
+        if found == 0:
+            continue
+        matched = values
+        if blur[f] != _ZERO:
+            matched = room
+            for p in range(x1 - x0):
+                matched[p] = values[p] - blur[f] * curve[p]
+        for p in range(x1 - x0):
+            good = low[p] <= matched[p] <= high[p]
+            value[p] = values[p] if good else _ZERO
+            kept[p] = np.int32(good)
+        for p in range(x1 - x0):
+            total[p] += w * value[p]
+        for p in range(x1 - x0):
+            weights[p] += w if kept[p] else 0.0
+        for p in range(x1 - x0):
+            n_kept[p] = np.int32(n_kept[p] + kept[p])
+        good = _count(kept)
+        tally[f, 0] += good
+        if good < found:
+            under, over = _count_outside(matched, low, high, n_low, n_high)
+            tally[f, 1] += under
+            tally[f, 2] += over
+    for p in range(x1 - x0):
+        image[p] = np.float32(total[p] / weights[p]) if weights[p] > 0.0 else _NAN
+    for p in range(x1 - x0):
+        weight_out[p] = np.float32(weights[p])
+
+
+@_compiled
+def _mean_row(data, c, y, corner, weight, blur, bounds, scratch, image, weight_out, counts, tally):
+    """Fill the weighted mean of a row's samples within bounds, strip by strip."""
+    low, high, curve = bounds
+    total, weights, value, kept, room = scratch
+    n_kept, n_low, n_high = counts
+    for i0 in range(0, image.shape[0], STRIP):
+        i1 = min(image.shape[0], i0 + STRIP)
+        w, x0, x1 = i1 - i0, i0 + corner, i1 + corner
+        part = (total[:w], weights[:w], value[:w], kept[:w], room[:w])
+        of_strip = (n_kept[i0:i1], n_low[i0:i1], n_high[i0:i1])
+        filled = (image[i0:i1], weight_out[i0:i1], of_strip)
+        of_bounds = (low[x0:x1], high[x0:x1], curve[x0:x1])
+        _mean_strip(data, (c, y, x0, x1), weight, blur, of_bounds, part, *filled, tally)
+
+
+@_compiled
+def _mean_of_weighted_pixels(
+    data, c, y, corner, weight, blur, pixel_weight, bounds, image, weight_out, counts, tally
+):
+    """Like `_mean_row` with a further weight a pixel, (n, ny, nx) float32; samples of weight 0 do not count."""
+    low, high, curve = bounds
+    width = image.shape[0]
+    total, weights = np.zeros(width), np.zeros(width)
+    for row in counts:
+        row[:] = 0
+    for f in range(data.shape[0]):
+        for i in range(width):
+            x = i + corner
+            value, w = data[f, c, y, x], weight[f] * pixel_weight[f, y, x]
+            if not (value == value and w > 0.0):
+                continue
+            matched = value - blur[f] * curve[x]
+            fate = 0
+            if matched < low[x]:
+                fate = 1
+            elif matched > high[x]:
+                fate = 2
+            else:
+                total[i] += w * value
+                weights[i] += w
+            counts[fate][i] += 1
+            tally[f, fate] += 1
+    for i in range(width):
+        image[i] = total[i] / weights[i] if weights[i] > 0.0 else np.nan
+        weight_out[i] = weights[i]
+
+
+@_compiled
+def _median_row(data, c, y, corner, weight, blur, pixel_weight, bounds, image):
+    """Replace `image` by the weighted median of a row's samples within bounds.
 
     The weighted median is the middle of the interval on which the weights below and above balance; with equal
-    weights it is the ordinary median. `pixel_weight` is (n, ny, nx), or has no frame (0, 0, 0) for none.
+    weights it is the ordinary median. `pixel_weight` has no frame for none.
     """
+    low, high, curve = bounds
     n = data.shape[0]
-    channels, ny, nx = image.shape
-    j, i = corner
-    values = np.empty(n, dtype=np.float64)
-    weights = np.empty(n, dtype=np.float64)
-    per_pixel = pixel_weight.shape[0] > 0
-    for c in range(channels):
-        for y in range(ny):
-            for x in range(nx):
-                m = 0
-                for f in range(n):
-                    value = data[f, c, j + y, i + x]
-                    w = weight[f, c] * (pixel_weight[f, j + y, i + x] if per_pixel else 1.0)
-                    if low[c, j + y, i + x] <= value <= high[c, j + y, i + x] and w > 0.0:
-                        values[m] = value
-                        weights[m] = w
-                        m += 1
-                image[c, y, x] = _balanced(values[:m], weights[:m]) if m else np.nan
+    values, weights = np.empty(n), np.empty(n)
+    for i in range(image.shape[0]):
+        m, x = 0, i + corner
+        for f in range(n):
+            value = data[f, c, y, x]
+            w = weight[f] * (pixel_weight[f, y, x] if pixel_weight.shape[0] else 1.0)
+            if low[x] <= value - blur[f] * curve[x] <= high[x] and w > 0.0:
+                values[m], weights[m] = value, w
+                m += 1
+        image[i] = _balanced(values[:m], weights[:m]) if m else np.nan
 
 
-@nb.njit(cache=True, nogil=True)
+@_compiled
 def _balanced(values, weights):
     order = np.argsort(values, kind="mergesort")
     half = 0.5 * np.sum(weights)
@@ -469,3 +635,102 @@ def _balanced(values, weights):
         if below >= half * (1.0 - 1e-12):
             return 0.5 * (values[order[k]] + values[order[min(k + 1, order.shape[0] - 1)]])
     return values[order[-1]]
+
+
+@_compiled
+def _bounds_of_row(data, c, y, method, model, clip, scratch, bounds):
+    """Fill the bounds of row y of a channel; the model's rows up to y + 1 are made when they are needed."""
+    low, high, curve = bounds
+    noise, to_sigma, shares, ring, done = model
+    model_scratch, sample_scratch, step = scratch
+    median, variance, mean_blur, span, count = ring
+    if method == NONE:
+        low[:], high[:] = -_INF, _INF
+    elif method == MODELLED:
+        last = data.shape[2] - 1
+        while done[0] < min(y + 1, last):
+            done[0] += 1
+            k = done[0] % 3
+            filled = (median[k], variance[k], mean_blur[k], span[k], count[k])
+            _model_row(data, c, done[0], noise, to_sigma, model_scratch, filled)
+        here, k = median[y % 3], y % 3
+        above, below = median[max(y - 1, 0) % 3], median[min(y + 1, last) % 3]
+        _largest_steps(above, here, below, step)
+        _curvatures(above, here, below, curve)
+        small = (np.float32(clip[0][0]), np.float32(clip[0][1]))
+        _modelled_bounds(here, variance[k], mean_blur[k], span[k], count[k], step, shares, small, bounds)
+    else:
+        _sample_bounds(data, c, y, method, clip, sample_scratch, low, high)
+
+
+@_compiled
+def stack_rows(
+    data, weight, pixel_weight, noise, method, clip, to_sigma, shares, use_median, rows, corner, filled, tally
+):
+    """Stack some rows of a rectangle.
+
+    Parameters
+    ----------
+    data : ndarray, shape (n, c, ny, nx), float32
+        Normalised samples.
+    weight : ndarray, shape (n, c), float64
+    pixel_weight : ndarray, shape (n, ny, nx), float32
+        A further weight a pixel; (0, 0, 0) for none.
+    noise : ndarray, shape (4, n, c), float64
+        Of each frame: the variance of a sample on empty sky, the variance that a unit of signal adds, that times
+        the level at which its signal begins, and its blur.
+    method : int
+        `NONE`, `KAPPA`, `WINSORIZED`, `LINEAR_FIT` or `MODELLED`.
+    clip : tuple
+        ``(kappas, iterations, limits)``: thresholds low and high, most iterations, fractions of the first
+        winsorisation low and high.
+    to_sigma : ndarray, shape (n + 1,), float32
+        What turns a median absolute deviation of so many samples into the spread they prove.
+    shares : tuple of four float32
+        Share of the square of the largest step that enters the variance; multiples of the variance of a sample,
+        over their number, that squares of steps and of curvatures reach by noise alone; share of what blur makes
+        of a pixel that remains unknown.
+    use_median : bool
+        Combine to the weighted median instead of the mean.
+    rows : tuple of int
+        First and last + 1 row of the filled arrays.
+    corner : tuple of int
+        Row and column of `data` that the first pixel of the filled arrays stands for.
+    filled : tuple of ndarray
+        Image and weight (c, my, mx) float32, NaN and 0 where nothing survives, and counts (3, c, my, mx) int32 of
+        samples that survive, are too low, are too high.
+    tally : ndarray, shape (n, 3), int64
+        The same a frame; added to.
+    """
+    n, channels, _, nx = data.shape
+    image, weight_out, counts = filled
+    block, found = np.empty((max(n, 1), STRIP), dtype=np.float32), np.empty(n, dtype=np.int32)
+    middle, mad = np.empty(STRIP), np.empty(STRIP, dtype=np.float32)
+    ranked, count = np.empty((2, STRIP), dtype=np.float32), np.empty(STRIP, dtype=np.int32)
+    mean, sums, clean = np.empty((4, STRIP)), np.zeros((2, n + 1)), np.empty(STRIP, dtype=np.bool_)
+    model_scratch = (block, middle, mad, ranked, found, mean)
+    values = np.empty(n, dtype=np.float32)
+    sample_scratch = (block, middle, found, count, sums, mean, clean, values)
+    mean_scratch = (np.empty(STRIP), np.empty(STRIP), mad, np.empty(STRIP, dtype=np.int32), ranked[0])
+    of_three = np.empty((4, 3, nx), dtype=np.float32)
+    ring = (of_three[0], of_three[1], of_three[2], of_three[3], np.empty((3, nx), dtype=np.int32))
+    of_row = np.zeros((4, nx), dtype=np.float32)
+    scratch = (model_scratch, sample_scratch, of_row[3])
+    bounds = (of_row[0], of_row[1], of_row[2])
+    for c in range(channels):
+        done = np.array([max(rows[0] + corner[0] - 2, -1)])
+        model = (np.ascontiguousarray(noise[:, :, c]), to_sigma, shares, ring, done)
+        share, blur = np.ascontiguousarray(weight[:, c]), noise[3, :, c].astype(np.float32)
+        if method != MODELLED:
+            blur[:] = _ZERO
+        for row in range(rows[0], rows[1]):
+            y = row + corner[0]
+            _bounds_of_row(data, c, y, method, model, clip, scratch, bounds)
+            of_row = (counts[0, c, row], counts[1, c, row], counts[2, c, row])
+            means = (image[c, row], weight_out[c, row], of_row)
+            if pixel_weight.shape[0]:
+                _mean_of_weighted_pixels(data, c, y, corner[1], share, blur, pixel_weight, bounds, *means, tally)
+            else:
+                _mean_row(data, c, y, corner[1], share, blur, bounds, mean_scratch, *means, tally)
+            if use_median:
+                _median_row(data, c, y, corner[1], share, blur, pixel_weight, bounds, image[c, row])

@@ -15,8 +15,6 @@ from dataclasses import dataclass, replace
 import numpy as np
 import sep
 from astropy.wcs import WCS
-from astropy.wcs.utils import proj_plane_pixel_area
-from scipy.ndimage import binary_dilation, binary_erosion
 from scipy.optimize import brentq
 from scipy.spatial import cKDTree
 from scipy.special import erf, erfinv
@@ -30,7 +28,9 @@ from zemosaic_synthetic import (
     star_positions,
     world_to_pixel,
 )
-from zemosaic_types import Rect, ZeMosaicError
+from zemosaic_truth_ideal import SATURATED_ADU, ideal_noise, in_image, pixel_area, sampled_fraction
+from zemosaic_truth_rejection import MIN_DEPTH, rejection_scores
+from zemosaic_types import ZeMosaicError
 
 NOISE_BOX_PX = 8
 LEVEL_BOX_PX = 32
@@ -38,11 +38,9 @@ MIN_SNR = 30.0  # stars of the faint half of the flux comparison start here
 BRIGHT_SNR = 100.0  # stars whose flux scatter is scored
 POSITION_SNR = 250.0  # stars whose photon noise of position is below 0.006 px
 SCATTER_QUANTILE = 0.9  # of the deviations: forgives a few odd stars, but not one panel of six
-TRAIL_MIN_DEPTH = 5  # trails are looked for where a rejection has that many frames to work with
 MIN_STARS = 5  # fewer give no figure
 
 _APERTURE_FWHM = 2.5
-_SATURATED_ADU = 58000.0
 _MAD_TO_SIGMA = 1.482602218505602
 _QUANTILE_SIGMAS = float(np.sqrt(2.0) * erfinv(SCATTER_QUANTILE))
 
@@ -64,20 +62,40 @@ class MosaicScore:
     flux_scatter, flux_photon, flux_excess : tuple of float
         Relative scatter of star fluxes (from the 90 % quantile of the deviations), the part that photon noise
         explains, and the rest (in quadrature), for stars above `BRIGHT_SNR`.
-    flux_bias : tuple of float
-        Ratio of those stars over the ratio of fainter ones, less 1.
+    flux_bias, flux_bias_error : tuple of float
+        Bright against faint: the median of flux over true flux of those stars, over the median of the stars of
+        signal to noise `MIN_SNR` to `BRIGHT_SNR`, less 1; and its standard error from photon noise. The signal
+        to noise is that of the true flux in the ideal mosaic, so noise lifts no star into a class; fluxes are
+        sums within 2.5 times the widest FWHM less the mean of a starless ring, of stars that stand alone.
     noise_ratio : tuple of float
         Background noise of means of 8 x 8 px over that of the ideal mosaic. Resampling that smooths carries
         noise across the boxes' edges, which brings it below 1 without any gain: to about 0.96 for bilinear,
         and 0.92 for demosaiced red and blue.
     trail_residue : float
         Mean excess along the satellite trails of the frames, in sigma of a pixel of the ideal mosaic, where at
-        least `TRAIL_MIN_DEPTH` frames overlap.
+        least `zemosaic_truth_rejection.MIN_DEPTH` frames overlap.
     level_rms, level_max : tuple of float
         Medians of 32 x 32 px of mosaic less nebula less a constant, in sigma of a pixel of the ideal mosaic.
     coverage_error : float
         Pixels where the coverage is above zero and no frame is, or the reverse, over the pixels that the frames
         cover.
+    outlier_ppm, n_outlier_pixels : tuple
+        Pixels off from the noiseless ideal mosaic by more than 6 sigma, in parts per million of the pixels looked
+        at, and the number of those: where at least `MIN_DEPTH` frames overlap, saturated stars left out. Sigma
+        is the noise of the ideal mean there, starlight's photons included and resampling not (it makes sigma
+        smaller), with 2 % (colour: 5 %) of the largest step of its stars to a pixel around in quadrature, since
+        a flank depends on which frames' seeing enters; medians of 32 x 32 px of the difference are taken away.
+        A resampling that smooths stars, as bilinear does, shows here.
+    false_rejections, n_clean_samples : tuple
+        Share of samples that the coverage lacks, less the 0.27 % that a 3 sigma clip takes of normal samples,
+        and the number of samples there: where at least `MIN_DEPTH` frames overlap and no frame has a trail, a
+        cosmic ray, a hot pixel or a saturated star within reach of the kernels. NaN for a coverage in weights.
+    false_rejections_sky, n_sky_samples, false_rejections_steep, n_steep_samples : tuple
+        The same where there is no starlight, and where the ideal mosaic's step to a pixel around is larger than
+        the noise of a sample.
+    false_rejections_peaks, n_peak_samples : tuple
+        The same at the central pixels of stars that stand 5 sigma of a sample high: the frame of the best seeing
+        is the one that is easily taken for an outlier there.
     """
 
     channels: tuple[str, ...]
@@ -89,6 +107,7 @@ class MosaicScore:
     flux_photon: tuple[float, ...]
     flux_excess: tuple[float, ...]
     flux_bias: tuple[float, ...]
+    flux_bias_error: tuple[float, ...]
     n_flux_stars: tuple[int, ...]
     noise_ratio: tuple[float, ...]
     n_noise_boxes: tuple[int, ...]
@@ -97,6 +116,16 @@ class MosaicScore:
     level_rms: tuple[float, ...]
     level_max: tuple[float, ...]
     coverage_error: float
+    outlier_ppm: tuple[float, ...]
+    n_outlier_pixels: tuple[int, ...]
+    false_rejections: tuple[float, ...]
+    n_clean_samples: tuple[int, ...]
+    false_rejections_sky: tuple[float, ...]
+    n_sky_samples: tuple[int, ...]
+    false_rejections_steep: tuple[float, ...]
+    n_steep_samples: tuple[int, ...]
+    false_rejections_peaks: tuple[float, ...]
+    n_peak_samples: tuple[int, ...]
 
 
 def score_mosaic(mosaic: np.ndarray, coverage: np.ndarray, mosaic_wcs: WCS, survey: Survey) -> MosaicScore:
@@ -108,7 +137,8 @@ def score_mosaic(mosaic: np.ndarray, coverage: np.ndarray, mosaic_wcs: WCS, surv
         ``(c, ny, nx)`` or ``(ny, nx)`` float, any linear scale, NaN where there is no data; as many channels as
         the survey.
     coverage : ndarray
-        ``(ny, nx)`` or ``(c, ny, nx)``, above 0 where the mosaic has data.
+        ``(ny, nx)`` or ``(c, ny, nx)``, above 0 where the mosaic has data; of an integer type if it is the
+        number of samples that survived, which the figures of false rejections need.
     mosaic_wcs : WCS
         Of the mosaic; axes that are not celestial are ignored.
     survey : Survey
@@ -134,6 +164,9 @@ def score_mosaic(mosaic: np.ndarray, coverage: np.ndarray, mosaic_wcs: WCS, surv
     scores = _flux_scores(stars) | _position_scores(field, stars)
     scores["flux_ratio"] = tuple(a * b for a, b in zip(rough, scores["flux_ratio"], strict=True))
     scores |= _noise_scores(field) | _level_scores(field) | _trail_scores(field)
+    scores |= rejection_scores(
+        survey, wcs, field.planes, coverage, depth=depth, nebula=nebula, star_mask=field.star_mask
+    )
     wrong = np.count_nonzero((coverage > 0) != (depth > 0)) / len(coverage)
     names = ("R", "G", "B") if survey.spec.color else ("L",)
     return MosaicScore(channels=names, coverage_error=float(wrong / np.count_nonzero(depth)), **scores)
@@ -149,6 +182,9 @@ def format_score(score: MosaicScore) -> str:
     bias = f"bright against faint {_listed(score, 'flux_bias', '+.2%')}"
     level = f"{_listed(score, 'level_rms', '.3f')} sigma rms, {_listed(score, 'level_max', '.2f')} at most"
     trails = f"{score.trail_residue:+.3f} sigma of a pixel, {score.n_trail_points} points along trails"
+    lost = f"{_listed(score, 'false_rejections', '+.2%')} of the good samples beyond what noise alone loses"
+    flanks, peaks = (_listed(score, f"false_rejections_{place}", "+.2%") for place in ("steep", "peaks"))
+    lost += f"; flanks of stars {flanks}; their peaks {peaks}"
     lines = [
         ("star positions", score.position_rms_px, f"{places}, {score.n_position_stars} stars"),
         ("star fluxes", score.flux_scatter, fluxes),
@@ -159,6 +195,12 @@ def format_score(score: MosaicScore) -> str:
             f"{_listed(score, 'noise_ratio', '.3f')} x the ideal (8 px boxes)",
         ),
         ("trail residue", score.trail_residue, trails),
+        (
+            "outliers",
+            score.outlier_ppm,
+            f"{_listed(score, 'outlier_ppm', '.1f')} ppm of the pixels beyond 6 sigma",
+        ),
+        ("false rejections", score.false_rejections, lost),
         ("level", score.level_rms, f"{level} (32 px boxes)"),
         ("coverage", score.coverage_error, f"{score.coverage_error:.2e} of the covered pixels wrong"),
     ]
@@ -172,68 +214,6 @@ def _listed(score: MosaicScore, name: str, pattern: str) -> str:
     texts = [format(v, pattern) if np.isfinite(v) else "not measured" for v in values]
     named = [f"{channel} {text}" for channel, text in zip(score.channels, texts, strict=True)]
     return ", ".join(named if len(values) > 1 else texts)
-
-
-def ideal_noise(
-    survey: Survey, wcs: WCS, shape: tuple[int, int], *, nebula: np.ndarray | None = None
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return the noise of the ideal mosaic and the number of frames over each pixel.
-
-    A colour channel counts its real samples only: a quarter, a half and a quarter of the frame's pixels.
-
-    Parameters
-    ----------
-    wcs, shape
-        The mosaic's pixel grid, ``(ny, nx)``.
-    nebula : ndarray, optional
-        `render_nebula` on that grid, for its photon noise; made if missing.
-
-    Returns
-    -------
-    sigma : ndarray
-        ``(c, ny, nx)`` float32, one standard deviation of an independent pixel in ADU a frame pixel at
-        transparency 1; inf where there is no frame.
-    depth : ndarray
-        ``(ny, nx)`` int32: frames whose pixel area holds the centre of the pixel.
-    """
-    spec = survey.spec
-    nebula = render_nebula(survey, wcs, shape) if nebula is None else nebula
-    samples = _sampled(survey) * _pixel_area(survey, wcs)
-    information = np.zeros((spec.n_channels, *shape), dtype=np.float32)
-    depth = np.zeros(shape, dtype=np.int32)
-    for frame in survey.frames:
-        rect, inside = footprint(frame, spec.frame_shape, wcs, shape)
-        depth[rect.slices] += inside
-        t = frame.transparency
-        for total, cloud, noise, n in zip(information, nebula, frame.noise_adu, samples, strict=True):
-            variance = noise**2 + t / spec.electrons_per_adu * cloud[rect.slices]
-            total[rect.slices] += inside * (n * t**2 / variance)
-    with np.errstate(divide="ignore"):
-        return 1.0 / np.sqrt(information), depth
-
-
-def footprint(
-    frame: FrameTruth, frame_shape: tuple[int, int], wcs: WCS, shape: tuple[int, int]
-) -> tuple[Rect, np.ndarray]:
-    """Return the pixels of a grid whose centres a frame covers: a rectangle, and a bool array of its shape.
-
-    The inside is filled from the polygon of the frame's edges; pixels along the edges are then decided by
-    their exact position in the frame.
-    """
-    x, y = world_to_pixel(wcs, *frame_wcs(frame).all_pix2world(*_outline(frame_shape), 0))
-    if not (np.isfinite(x).all() and np.isfinite(y).all()):
-        return Rect(0, 0, 0, 0), np.zeros((0, 0), dtype=bool)
-    low = np.floor([y.min(), x.min()]).astype(int) - 2
-    high = np.ceil([y.max(), x.max()]).astype(int) + 3
-    rect = Rect(low[0], high[0], low[1], high[1]).intersect(Rect(0, shape[0], 0, shape[1]))
-    if rect.empty:
-        return Rect(0, 0, 0, 0), np.zeros((0, 0), dtype=bool)
-    inside = _fill_polygon(x - rect.x0, y - rect.y0, rect.shape)
-    rows, cols = np.nonzero(binary_dilation(inside) & ~binary_erosion(inside, border_value=1))
-    if rows.size:
-        sky = wcs.all_pix2world(cols + rect.x0, rows + rect.y0, 0)
-        inside[rows, cols] = _in_frame(*world_to_pixel(frame_wcs(frame), *sky), frame_shape)
-    return rect, inside
 
 
 @dataclass(frozen=True, eq=False)
@@ -279,49 +259,10 @@ def _checked(mosaic: np.ndarray, coverage: np.ndarray, survey: Survey) -> tuple[
     return np.array(planes, dtype=np.float32, order="C"), coverage
 
 
-def _sampled(survey: Survey) -> np.ndarray:
-    """Return the fraction of a frame's pixels that see each channel."""
-    return np.array([0.25, 0.5, 0.25] if survey.spec.color else [1.0])
-
-
-def _pixel_area(survey: Survey, wcs: WCS) -> float:
-    """Return the area of a mosaic pixel in frame pixels."""
-    return float(proj_plane_pixel_area(wcs)) / (survey.spec.pixel_scale_arcsec / 3600.0) ** 2
-
-
-def _outline(shape: tuple[int, int], step: float = 8.0) -> tuple[np.ndarray, np.ndarray]:
-    """Return x and y along the edge of an image's pixel area, once around."""
-    ny, nx = shape
-    across = np.linspace(-0.5, nx - 0.5, int(np.ceil(nx / step)) + 1)[:-1]
-    down = np.linspace(-0.5, ny - 0.5, int(np.ceil(ny / step)) + 1)[:-1]
-    left, right = np.full(down.size, -0.5), np.full(down.size, nx - 0.5)
-    top, bottom = np.full(across.size, -0.5), np.full(across.size, ny - 0.5)
-    x = np.concatenate([across, right, nx - 1 - across, left])
-    return x, np.concatenate([top, down, bottom, ny - 1 - down])
-
-
-def _in_frame(x: np.ndarray, y: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
-    return (x >= -0.5) & (x < shape[1] - 0.5) & (y >= -0.5) & (y < shape[0] - 0.5)
-
-
-def _fill_polygon(x: np.ndarray, y: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
-    """Return the pixel centres inside a closed polygon: every edge turns the rest of its rows over."""
-    x2, y2 = np.roll(x, -1), np.roll(y, -1)
-    first, last = np.ceil(np.minimum(y, y2)).astype(int), np.ceil(np.maximum(y, y2)).astype(int)
-    counts = last - first
-    edge = np.repeat(np.arange(x.size), counts)
-    rows = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts) + first[edge]
-    crossing = x[edge] + (rows - y[edge]) * (x2 - x)[edge] / (y2 - y)[edge]
-    keep = (rows >= 0) & (rows < shape[0])
-    turns = np.zeros((shape[0], shape[1] + 1), dtype=np.int32)
-    np.add.at(turns, (rows[keep], np.clip(np.ceil(crossing[keep]), 0, shape[1]).astype(int)), 1)
-    return np.cumsum(turns, axis=1)[:, :-1] % 2 == 1
-
-
 def _look(survey: Survey, wcs: WCS, planes: np.ndarray, sigma: np.ndarray, depth: np.ndarray) -> _Field:
     """Place the stars on the mosaic and mask them."""
     ids, x, y = star_positions(survey, wcs, depth.shape, margin_px=40.0)
-    area = _pixel_area(survey, wcs)
+    area = pixel_area(survey, wcs)
     width = survey.spec.fwhm_px[1] * SIGMA_PER_FWHM
     peak = survey.stars.flux_adu[ids].max(axis=1) / (2.0 * np.pi * width**2)
     # Out to where the widest profile falls to 2 % of the lowest noise, and 3 px for the resampling kernel.
@@ -346,7 +287,7 @@ def _source_noise(survey: Survey) -> np.ndarray:
         sums[0, seen] += weight
         sums[1, seen] += weight**2 / frame.transparency
     with np.errstate(invalid="ignore"):
-        return sums[1] / sums[0] ** 2 / (spec.electrons_per_adu * _sampled(survey) * flux)
+        return sums[1] / sums[0] ** 2 / (spec.electrons_per_adu * sampled_fraction(survey) * flux)
 
 
 def _stand_alone(field: _Field) -> np.ndarray:
@@ -355,7 +296,7 @@ def _stand_alone(field: _Field) -> np.ndarray:
     flux = field.survey.stars.flux_adu[field.star_ids]
     brightest = flux.max(axis=1)
     peak = brightest * spec.transparency[1] / (2.0 * np.pi * (spec.fwhm_px[0] * SIGMA_PER_FWHM) ** 2)
-    alone = peak + spec.pedestal_adu + spec.sky_adu[1] + spec.gradient_adu < _SATURATED_ADU
+    alone = peak + spec.pedestal_adu + spec.sky_adu[1] + spec.gradient_adu < SATURATED_ADU
     tree = cKDTree(np.stack([field.x, field.y], axis=1))
     reach = (_APERTURE_FWHM + 2.0) * field.fwhm
     for i, neighbours in enumerate(tree.query_ball_point(tree.data, reach)):
@@ -392,23 +333,33 @@ def _measure(field: _Field, channel: int) -> _Stars:
 
 def _flux_scores(stars: list[_Stars]) -> dict:
     rows = [_flux_row(s) for s in stars]
-    names = ("flux_ratio", "flux_scatter", "flux_photon", "flux_excess", "flux_bias", "n_flux_stars")
+    names = ("flux_ratio", "flux_scatter", "flux_photon", "flux_excess", "flux_bias", "flux_bias_error")
+    names += ("n_flux_stars",)
     return dict(zip(names, zip(*rows, strict=True), strict=True))
 
 
-def _flux_row(stars: _Stars) -> tuple[float, float, float, float, float, int]:
+def _flux_row(stars: _Stars) -> tuple[float, float, float, float, float, float, int]:
     bright = stars.photon < 1.0 / BRIGHT_SNR
     count = int(np.count_nonzero(bright))
     if count < MIN_STARS:
-        return (np.nan,) * 5 + (count,)
+        return (np.nan,) * 6 + (count,)
     ratio = float(np.median(stars.ratio[bright]))
     deviation = np.abs(stars.ratio[bright] / ratio - 1.0)
     scatter = float(np.quantile(deviation, SCATTER_QUANTILE)) / _QUANTILE_SIGMAS
     photon = _expected_deviation(stars.photon[bright]) / _QUANTILE_SIGMAS
     excess = float(np.sqrt(max(0.0, scatter**2 - photon**2)))
-    enough = np.count_nonzero(~bright) >= MIN_STARS
-    bias = ratio / float(np.median(stars.ratio[~bright])) - 1.0 if enough else np.nan
-    return ratio, scatter, photon, excess, bias, count
+    return ratio, scatter, photon, excess, *_flux_bias(stars, bright), count
+
+
+def _flux_bias(stars: _Stars, bright: np.ndarray) -> tuple[float, float]:
+    """Return the ratio of two medians less 1, and its error; NaN without faint stars."""
+    if np.count_nonzero(~bright) < MIN_STARS:
+        return np.nan, np.nan
+    halves = (bright, ~bright)
+    medians = [float(np.median(stars.ratio[half])) for half in halves]
+    # 1 / (2 f sqrt n), where f, the density of n normal values at their median, is the mean of all of them.
+    errors = [np.sqrt(0.5 * np.pi / half.sum()) / np.mean(1.0 / stars.photon[half]) for half in halves]
+    return medians[0] / medians[1] - 1.0, float(np.hypot(*errors))
 
 
 def _expected_deviation(sigmas: np.ndarray) -> float:
@@ -501,13 +452,13 @@ def _trail_excess(field: _Field, frame: FrameTruth) -> np.ndarray:
     along = np.arange(-np.hypot(ny, nx), np.hypot(ny, nx))
     beside = np.array([0.0, -1.0, 1.0, -11.0, -10.0, -9.0, -8.0, 8.0, 9.0, 10.0, 11.0])[:, None]
     x, y = trail.x0 + along * cos - beside * sin, trail.y0 + along * sin + beside * cos
-    column = _in_frame(x, y, (ny, nx)).all(axis=0)
+    column = in_image(x, y, (ny, nx)).all(axis=0)
     if not column.any():
         return np.empty(0)
     x, y = world_to_pixel(field.wcs, *frame_wcs(frame).all_pix2world(x[:, column], y[:, column], 0))
-    column = _in_frame(x, y, field.depth.shape).all(axis=0)
+    column = in_image(x, y, field.depth.shape).all(axis=0)
     cols, rows = (np.rint(p[:, column]).astype(int) for p in (x, y))
-    sky = ~field.star_mask[rows, cols] & (field.depth[rows, cols] >= TRAIL_MIN_DEPTH)
+    sky = ~field.star_mask[rows, cols] & (field.depth[rows, cols] >= MIN_DEPTH)
     rows, cols = rows[:, sky.all(axis=0)], cols[:, sky.all(axis=0)]
     values = field.planes[:, rows, cols]
     excess = values[:, :3].mean(axis=1) - values[:, 3:].mean(axis=1)

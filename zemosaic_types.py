@@ -34,6 +34,10 @@ class ProductExistsError(OutputError):
     """The output folder already holds a product, and overwriting was not asked for."""
 
 
+class DeviceUnavailable(ZeMosaicError):
+    """No GPU can be used; the message says what is missing."""
+
+
 class RunCancelled(ZeMosaicError):
     """The user asked the run to stop."""
 
@@ -132,6 +136,8 @@ class FrameHeader:
         Index of an ALPHA extension.
     saturation : float
         Value at and above which a pixel is taken as saturated, in the frame's units; inf if unknown.
+    electrons_per_adu : float or None
+        Inverse gain of the camera (EGAIN), None if the header does not say.
     """
 
     hdu: int
@@ -142,6 +148,7 @@ class FrameHeader:
     wcs_path: str = ""
     alpha_hdu: int | None = None
     saturation: float = float("inf")
+    electrons_per_adu: float | None = None
     exptime_s: float | None = None
     date_obs: str = ""
     filter: str = ""
@@ -190,14 +197,19 @@ class StackParams:
 class FrameSolution:
     """Photometric coefficients of one frame, one value a channel of the mosaic.
 
-    A sample enters the stack as ``gain * value + offset``; `noise` is the frame's sky noise after that (one
-    standard deviation, mosaic units) and `weight` its relative weight.
+    A sample enters the stack as ``gain * value + offset``; after that, in mosaic units, `noise` is one standard
+    deviation of a sample of its sky, `level` that sky, and `photon` the variance that a unit of signal above it
+    adds. `weight` is the frame's relative weight, `blur` by how much the variance of its point spread function,
+    in square pixels of the canvas, differs from the usual one of the run.
     """
 
     gain: tuple[float, ...]
     offset: tuple[float, ...]
     noise: tuple[float, ...]
     weight: tuple[float, ...]
+    photon: tuple[float, ...]
+    level: tuple[float, ...]
+    blur: tuple[float, ...]
 
 
 @dataclass(frozen=True, slots=True)

@@ -89,6 +89,12 @@ def median_usage(runs: Sequence[Usage]) -> Usage:
     return Usage(**{f.name: statistics.median(getattr(run, f.name) for run in runs) for f in fields(Usage)})
 
 
+def added_usage(parts: Sequence[Usage]) -> Usage:
+    """Return what commands that ran one after the other used: times add up, the peak is the largest."""
+    sums = {f.name: sum(getattr(part, f.name) for part in parts) for f in fields(Usage)}
+    return Usage(**sums | {"peak_bytes": max(part.peak_bytes for part in parts)})
+
+
 def positive_int(text: str) -> int:
     """Return a whole number above 0 from the command line."""
     if not text.isdecimal() or int(text) < 1:

@@ -1,4 +1,4 @@
-"""The stack core against numpy and astropy: rejection and weighted mean of one mono rectangle, one thread."""
+"""The stack core against its own plain mean, numpy and astropy: rejection and weighted mean of a rectangle."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from astropy.stats import sigma_clip
 from astropy.utils.exceptions import AstropyUserWarning
 from bench_helpers import best_of, positive_int, print_environment, table
 
-from zemosaic_stack_core import StackResult, stack
+from zemosaic_stack_core import NoiseModel, StackResult, stack
 from zemosaic_types import StackParams
 
 PACKAGES = ("zemosaic", "numpy", "numba", "astropy", "bottleneck")
 SKY, NOISE = 1000.0, 20.0
-HOLES, OUTLIERS = 0.02, 0.002  # shares of samples without data, and of samples that are far too high
+OUTLIERS = 0.002  # share of samples that are far too high
 
 CORE = {
     "stack: none": StackParams(reject="none"),
@@ -25,16 +25,16 @@ CORE = {
     "stack: kappa_sigma, sample": StackParams(spread="sample"),
     "stack: winsorized": StackParams(reject="winsorized_sigma_clip"),
 }
-NUMPY, ASTROPY = "numpy: weighted mean", "astropy: sigma_clip, mean"
+PLAIN, NUMPY, ASTROPY = "stack: none", "numpy: weighted mean", "astropy: sigma_clip, mean"
 
 
 @dataclass(frozen=True, eq=False)
 class Samples:
-    """Samples ``(n, 1, ny, nx)`` float32 with NaN for no data; weight and noise of each frame ``(n, 1)``."""
+    """Samples ``(n, 1, ny, nx)`` float32 with NaN for no data; weight ``(n, 1)`` and noise of the frames."""
 
     data: np.ndarray
     weight: np.ndarray
-    noise: np.ndarray
+    noise: NoiseModel
 
 
 def main() -> None:
@@ -45,8 +45,9 @@ def main() -> None:
     for n in arguments.frames:
         samples = make_samples(n, arguments.size)
         ny, nx = samples.data.shape[2:]
-        print(f"n = {n} frames of {nx} x {ny} px, best of {arguments.best}, one thread", flush=True)
-        print(_compare(samples, arguments.best, with_astropy=not arguments.no_astropy))
+        how = f"best of {arguments.best}, {arguments.threads} thread(s) of the stack core, one of the others"
+        print(f"n = {n} frames of {nx} x {ny} px, {how}", flush=True)
+        print(_compare(samples, arguments))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -61,21 +62,24 @@ def _parser() -> argparse.ArgumentParser:
         metavar="K",
         help="calls, the best counts (default: %(default)s)",
     )
+    add("--threads", type=positive_int, default=2, metavar="T", help="of the stack core (default: %(default)s)")
     add("--no-astropy", action="store_true", help="leave out sigma_clip, which takes most of the time and memory")
     return parser
 
 
 def make_samples(n: int, size: int) -> Samples:
-    """Return seeded normal samples with holes and outliers, and weights that differ."""
+    """Return seeded normal samples with outliers and differing weights, of frames that end at a line somewhere."""
     rng = np.random.default_rng([n, size])
     data = rng.standard_normal((n, 1, size, size), dtype=np.float32)
     data *= np.float32(NOISE)
     data += np.float32(SKY)
+    y, x = np.mgrid[:size, :size].astype(np.float32)
     for frame in data:
-        chance = rng.random(frame.shape, dtype=np.float32)
-        frame[chance < OUTLIERS] += np.float32(100.0 * NOISE)
-        frame[chance > 1.0 - HOLES] = np.nan
-    return Samples(data, rng.uniform(0.5, 1.5, (n, 1)), np.full((n, 1), NOISE))
+        frame[rng.random(frame.shape, dtype=np.float32) < OUTLIERS] += np.float32(100.0 * NOISE)
+        angle, reach = rng.uniform(0.0, 2.0 * np.pi), size * rng.uniform(0.3, 0.7)
+        across = (x - 0.5 * size) * np.cos(angle) + (y - 0.5 * size) * np.sin(angle)
+        frame[:, across > reach] = np.nan
+    return Samples(data, rng.uniform(0.5, 1.5, (n, 1)), NoiseModel(np.full((n, 1), NOISE)))
 
 
 def _prepare() -> None:
@@ -85,22 +89,23 @@ def _prepare() -> None:
         stack(small.data, small.weight, small.noise, params)
 
 
-def _compare(samples: Samples, count: int, *, with_astropy: bool) -> str:
-    """Return a table of times, speeds and ratios to the two yardsticks."""
+def _compare(samples: Samples, arguments: argparse.Namespace) -> str:
+    """Return a table of times, speeds and ratios to the yardsticks."""
     seconds, rejected = {}, {}
-    for name, function in _methods(samples, with_astropy=with_astropy).items():
-        seconds[name], result = best_of(count, function)
+    for name, function in _methods(samples, arguments).items():
+        seconds[name], result = best_of(arguments.best, function)
         rejected[name] = _rejected(result, samples)
     rows = [(name, *_figures(s, seconds, samples), f"{rejected[name]:.2%}") for name, s in seconds.items()]
-    return table(("", "ms", "Ms/s", "this / numpy", "this / astropy", "rejected"), rows)
+    return table(("", "ms", "Ms/s", "this / plain", "numpy / this", "astropy / this", "rejected"), rows)
 
 
-def _methods(samples: Samples, *, with_astropy: bool) -> dict[str, Callable[[], object]]:
+def _methods(samples: Samples, arguments: argparse.Namespace) -> dict[str, Callable[[], object]]:
     methods: dict[str, Callable[[], object]] = {NUMPY: lambda: weighted_mean(samples)}
-    if with_astropy:
+    if not arguments.no_astropy:
         methods[ASTROPY] = lambda: clipped_mean(samples)
+    given, threads = (samples.data, samples.weight, samples.noise), arguments.threads
     for name, params in CORE.items():
-        methods[name] = lambda params=params: stack(samples.data, samples.weight, samples.noise, params)
+        methods[name] = lambda params=params: stack(*given, params, threads=threads)
     return methods
 
 
@@ -130,8 +135,9 @@ def _rejected(result: object, samples: Samples) -> float:
 
 
 def _figures(value: float, seconds: dict[str, float], samples: Samples) -> list[str]:
-    """Return milliseconds, million samples a second, and the time over that of numpy's and astropy's method."""
-    ratios = [f"{value / seconds[name]:.2f}" if name in seconds else "" for name in (NUMPY, ASTROPY)]
+    """Return milliseconds, million samples a second, and the ratios to the plain mean, numpy and astropy."""
+    ratios = [f"{value / seconds[PLAIN]:.2f}"]
+    ratios += [f"{seconds[name] / value:.2f}" if name in seconds else "" for name in (NUMPY, ASTROPY)]
     return [f"{1e3 * value:.1f}", f"{samples.data.size / value / 1e6:.0f}", *ratios]
 
 

@@ -18,6 +18,18 @@ def real_data():
     return REAL_DATA
 
 
+@pytest.fixture(scope="session")
+def gpu_device():
+    """The first GPU, open; the test is skipped, with the reason, where there is none."""
+    from zemosaic_backend import open_device
+    from zemosaic_types import DeviceUnavailable
+
+    try:
+        return open_device(0)
+    except DeviceUnavailable as reason:
+        pytest.skip(f"no GPU: {reason}")
+
+
 @pytest.fixture(autouse=True)
 def own_configuration(monkeypatch, tmp_path_factory):
     """No test reads or writes the user's own configuration."""

@@ -83,16 +83,29 @@ def scaled_mad(values):
     return 1.482602218505602 * factor * float(np.median([abs(v - median) for v in values]))
 
 
-def modelled_survivors(values, low, high, variances, step, share):
-    """One clip about the median with the larger of robust spread and expected noise, and a steepness term."""
+def modelled_survivors(values, low, high, frames, step, bend, share, *, robust):
+    """One clip about the median with the expected noise, or the `robust` spread if larger, and a steepness term.
+
+    `frames` holds (sky variance, variance per unit of signal, level where signal begins, blur) of every sample's
+    frame; `step` is the largest one to a neighbour, `bend` half the Laplacian.
+    """
     if len(values) < 3:
         return list(values)
     median = float(np.median(values))
-    proven = scaled_mad(values) / (1 + 1.17 / math.sqrt(len(values)))
-    variance = max(proven**2, sum(variances) / len(variances))
-    excess = step**2 - 2.5**2 * math.pi * variance / len(values)
-    sigma = math.sqrt(variance + share**2 * max(excess, 0.0))
-    return [v for v in values if median - low * sigma <= v <= median + high * sigma]
+    signal = sum(photon * (median - level) for _, photon, level, _ in frames) / len(frames)
+    variance = sum(sky for sky, _, _, _ in frames) / len(frames) + max(signal, 0.0)
+    if robust:
+        variance = max(variance, (scaled_mad(values) / (1 + 1.17 / math.sqrt(len(values)))) ** 2)
+    median_variance = 0.5 * math.pi * variance / len(values)
+    steep = max(step**2 - 2.5**2 * 2 * median_variance, 0.0)
+    bent = max(bend**2 - 2.5**2 * 5 * median_variance, 0.0)
+    blurs = [blur for _, _, _, blur in frames]
+    curve = math.copysign(math.sqrt(bent), bend)
+    centre = median - sum(blurs) / len(blurs) * curve
+    sigma, room = math.sqrt(variance + share**2 * steep), 0.35 * (max(blurs) - min(blurs)) * abs(curve)
+    held = [v - blur * curve for v, blur in zip(values, blurs, strict=True)]
+    low, high = centre - low * sigma - room, centre + high * sigma + room
+    return [v for v, h in zip(values, held, strict=True) if low <= h <= high]
 
 
 def weighted_median(values, weights):

@@ -199,7 +199,7 @@ def test_the_library_call_with_its_defaults_gives_the_same_mosaic(colour, tmp_pa
 
 
 def test_radial_weights_are_independent_of_the_tiles_and_favour_the_centres(colour, tmp_path):
-    from zemosaic_align_stack import RadialWeight
+    from zemosaic_frame_source import RadialWeight
 
     _, frames, reference = colour
     settings = replace(TWO_WORKERS, radial=RadialWeight())

@@ -31,7 +31,8 @@ from zemosaic_synthetic import (
     swarp_spec,
     world_to_pixel,
 )
-from zemosaic_truth import footprint, format_score, ideal_noise, score_mosaic
+from zemosaic_truth import format_score, score_mosaic
+from zemosaic_truth_ideal import footprint, ideal_noise
 from zemosaic_types import ConfigError, OutputError, ZeMosaicError
 
 CLEAN = dict(trail_fraction=0.0, cosmic_rays=0, hot_pixels=0.0)

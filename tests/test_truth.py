@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 
 from surveys import TWO_WORKERS, Run, survey_in
-from zemosaic_align_stack import StackFrame, StackOptions, _Source
+from zemosaic_align_stack import StackOptions
 from zemosaic_fits_io import frame_wcs
+from zemosaic_frame_source import FrameSource, StackFrame
 from zemosaic_plan import load_frames, plan_from_folder
 from zemosaic_reproject import optimal_canvas, place, resample, sample_noise
-from zemosaic_stack_core import rejection_bounds
+from zemosaic_stack_core import NoiseModel, rejection_bounds
 from zemosaic_synthetic import SurveySpec, render_frame
 from zemosaic_types import FrameSolution, Rect
 
@@ -128,7 +129,8 @@ def truth_frames(survey, folder, options):
         gain = 1.0 / t.transparency
         noise = gain * t.noise_adu[0] * float(sample_noise(options.kernel, False, 1)[0])
         offset = -gain * (t.sky_adu[0] + survey.spec.pedestal_adu)
-        solution = FrameSolution((gain,), (offset,), (noise,), (1.0 / noise**2,))
+        photon = gain / survey.spec.electrons_per_adu
+        solution = FrameSolution((gain,), (offset,), (noise,), (1.0 / noise**2,), (photon,), (0.0,), (0.0,))
         placement = place(frame_wcs(record.header), record.header.shape, canvas)
         frames.append((StackFrame(record, placement, solution, t.sky_adu, t.noise_adu), t))
     return frames, canvas
@@ -143,14 +145,17 @@ def test_where_fifteen_frames_overlap_trails_are_removed(tmp_path):
     trail = np.zeros_like(data)
     whole = Rect(0, DEEP.frame_shape[0], 0, DEEP.frame_shape[1])
     for k, (frame, t) in enumerate(frames):
-        source = _Source(frame, canvas)
-        source.fill(canvas.rect, options, data[k], None)
-        part = frame.placement.bounds.intersect(canvas.rect)
+        source = FrameSource(frame, canvas, options.kernel)
+        part = source.part_of(canvas.rect)
+        source.fill(part, data[(k, slice(None), *part.slices)])
         light = render_frame(survey, t.index).trail.reshape(1, *DEEP.frame_shape).astype(np.float32)
         found = resample(light, whole, DEEP.frame_shape, source.grid, part, kernel="bilinear")
         trail[(k, slice(None), *part.slices)] = np.nan_to_num(found) / t.noise_adu[0]
-    noise = np.array([frame.solution.noise for frame, _ in frames])
-    low, high = rejection_bounds(data, noise, options.params)
+    solutions = [frame.solution for frame, _ in frames]
+    noise = NoiseModel(
+        *(np.array([getattr(s, name) for s in solutions]) for name in ("noise", "photon", "level", "blur"))
+    )
+    low, high, _ = rejection_bounds(data, noise, options.params)  # all frames have one blur
     deep = np.isfinite(data).sum(axis=0) >= 15
     bright = (trail > 5.0) & deep & np.isfinite(data)
     removed = (data < low) | (data > high)

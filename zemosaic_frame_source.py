@@ -1,0 +1,150 @@
+"""One frame of a stack: what the drivers know of it, and its samples of any rectangle of the canvas.
+
+A source reads the section of the raw frame that a rectangle needs, prepares it (isolated defects, demosaicing) and
+resamples it. The stacking drivers of the host and of a device share what is said here about sections and weights.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from zemosaic_fits_io import frame_wcs, read_alpha, read_section
+from zemosaic_preprocess import ISOLATED_SIGMA, SUPPORT_PX, bayer_colours, demosaic, replace_isolated
+from zemosaic_reproject import (
+    KERNEL_REACH_PX,
+    Canvas,
+    Lattice,
+    Placement,
+    frame_positions,
+    lattice,
+    resample,
+    section_for,
+)
+from zemosaic_stack_core import normalise, radial_weight
+from zemosaic_types import FrameRecord, FrameSolution, Rect
+
+MONO = np.zeros((2, 2), dtype=np.int64)
+
+
+@dataclass(frozen=True, slots=True)
+class StackFrame:
+    """A frame as the stack needs it; `sky` and `noise` are of one original pixel, a value a channel."""
+
+    record: FrameRecord
+    placement: Placement
+    solution: FrameSolution
+    sky: tuple[float, ...]
+    noise: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class RadialWeight:
+    """Weights that fall off towards the corners of a frame; see `zemosaic_stack_core.radial_weight`."""
+
+    feather: float = 0.8
+    power: float = 2.0
+    floor: float = 0.05
+
+
+class FrameSource:
+    """One frame, ready to give its samples of any rectangle of the canvas.
+
+    Attributes
+    ----------
+    frame : StackFrame
+    header : FrameHeader
+    grid : Lattice
+        Its pixel map.
+    colours : ndarray, shape (2, 2), or None
+        Colours of the cell of a raw frame, all 0 for a mono one; None for planes that were demosaiced before.
+    """
+
+    def __init__(self, frame: StackFrame, canvas: Canvas, kernel: str) -> None:
+        self.frame = frame
+        self.header = frame.record.header
+        self.kernel = kernel
+        self.grid: Lattice = lattice(frame_wcs(self.header), canvas, frame.placement.bounds, frame.placement.step)
+        self.colours = _colours(frame)
+        self._path = Path(frame.record.path)
+
+    def part_of(self, rect: Rect) -> Rect:
+        """Return the part of a canvas rectangle that the frame may touch."""
+        return self.frame.placement.bounds.intersect(rect)
+
+    def section_of(self, part: Rect) -> Rect:
+        """Return the section of the frame that `part` needs, with what demosaicing looks at; it may be empty.
+
+        It starts on the phase of the colour cell.
+        """
+        needed = section_for(self.grid, part, self.header.shape, KERNEL_REACH_PX[self.kernel])
+        if needed.empty:
+            return needed
+        grown = needed.grown(SUPPORT_PX).intersect(Rect(0, self.header.shape[0], 0, self.header.shape[1]))
+        return Rect(grown.y0 // 2 * 2, grown.y1, grown.x0 // 2 * 2, grown.x1)
+
+    def read(self, section: Rect) -> np.ndarray:
+        """Read a section as it is stored, (c, h, w) uint16 or float32; see `read_section` for errors."""
+        return read_section(self._path, self.header, section)
+
+    def fill(self, part: Rect, samples: np.ndarray) -> None:
+        """Put the frame's normalised samples of `part` into `samples` (c, h, w); a mono frame fills all colours.
+
+        Raises
+        ------
+        FrameError
+            If the frame cannot be read.
+        """
+        section = self.section_of(part)
+        if section.empty:
+            samples[...] = np.nan
+            return
+        planes = self._prepared(self.read(section))
+        samples[...] = resample(planes, section, self.header.shape, self.grid, part, kernel=self.kernel)
+        solution = self.frame.solution
+        normalise(samples[None], np.array([solution.gain]), np.array([solution.offset]))
+
+    def _prepared(self, raw: np.ndarray) -> np.ndarray:
+        """Return the planes of a section, (c, h, w) float32."""
+        if self.colours is None:
+            return np.ascontiguousarray(raw, dtype=np.float32)
+        sky, noise = np.array(self.frame.sky), np.array(self.frame.noise)
+        clean = replace_isolated(
+            np.ascontiguousarray(raw[0], dtype=np.float32), self.colours, sky, noise, ISOLATED_SIGMA
+        )
+        return clean[None] if self.colours is MONO else demosaic(clean, self.colours)
+
+    def pixel_weights(self, part: Rect, radial: RadialWeight | None) -> np.ndarray:
+        """Return the weight of each pixel of `part`, float32: its alpha, resampled like data, and `radial`.
+
+        Raises
+        ------
+        FrameError
+            If the frame cannot be read.
+        """
+        section = self.section_of(part)
+        if section.empty:
+            return np.zeros(part.shape, dtype=np.float32)
+        weight = np.ones(part.shape, dtype=np.float32)
+        alpha = read_alpha(self._path, self.header, section)
+        if alpha is not None:
+            plane = resample(alpha[None], section, self.header.shape, self.grid, part, kernel="bilinear")[0]
+            weight = np.nan_to_num(plane)
+        if radial is not None:
+            weight *= self._radial(part, radial)
+        return weight
+
+    def _radial(self, part: Rect, radial: RadialWeight) -> np.ndarray:
+        ny, nx = self.header.shape
+        x, y = frame_positions(self.grid, part)
+        radius = np.hypot(x - 0.5 * (nx - 1), y - 0.5 * (ny - 1)) / (0.5 * np.hypot(nx, ny))
+        return radial_weight(radius, feather=radial.feather, power=radial.power, floor=radial.floor)
+
+
+def _colours(frame: StackFrame) -> np.ndarray | None:
+    header = frame.record.header
+    if header.layout in ("chw", "hwc"):
+        return None
+    return bayer_colours(header.bayer) if header.bayer else MONO
