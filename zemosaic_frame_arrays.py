@@ -394,15 +394,22 @@ def _lanczos3(pixels: _Pixels, shape: tuple[int, int], grid: tuple[Any, ...], ta
     x, y = _positions(shape, grid)
     xp = namespace_of(x)
     x, y = _quantised(x), _quantised(y)
+    near = pixels.take(pixels.index(_nearest(y, shape[0]), _nearest(x, shape[1])))
     first = pixels.index(y >> _FRACTION_BITS, x >> _FRACTION_BITS)
     x, y = x & (_FRACTIONS - 1), y & (_FRACTIONS - 1)
-    near = pixels.take(first + (y > _FRACTIONS // 2) * pixels.row + (x > _FRACTIONS // 2))
     first -= 2 * pixels.row + 2
     total, weight, smallest, full = _lanczos_sums(pixels, first, x, y, table)
     thin = ~full & (weight < _LEAST_WEIGHT)
     total /= xp.where(full | thin, 1.0, weight)
     total = xp.maximum(total, smallest)
     return xp.where(thin | xp.isnan(near), near, total)
+
+
+def _nearest(position: Array, size: int) -> Array:
+    """Return the pixel that a rounded position falls into; rounding pushes none out of the frame."""
+    xp = namespace_of(position)
+    near = (position + (_FRACTIONS // 2 - 1)) >> _FRACTION_BITS
+    return xp.where(near == -1, 0, xp.where(near == size, size - 1, near))
 
 
 def _quantised(position: Array) -> Array:

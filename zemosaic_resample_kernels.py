@@ -202,8 +202,10 @@ def lanczos3(planes, section, size, lattice, origin, corner, table, out):
                 if whole:
                     total, smallest = _taps(planes[c], y, x, table, ky, kx)
                 if total != total:
-                    near = y + 2 + (ky > FRACTIONS // 2), x + 2 + (kx > FRACTIONS // 2)
-                    total = _sparse_lanczos(planes[c], y + 2, x + 2, table[ky], table[kx], near[0], near[1])
+                    # Rounding must not push a position just inside the frame out of it.
+                    near_y = min(max((qy[k] + FRACTIONS // 2 - 1) >> _BITS, 0), size[0] - 1) + y_first
+                    near_x = min(max((qx[k] + FRACTIONS // 2 - 1) >> _BITS, 0), size[1] - 1) + x_first
+                    total = _sparse_lanczos(planes[c], y + 2, x + 2, table[ky], table[kx], near_y, near_x)
                 out[c, row, k] = smallest if total < smallest else total
 
 

@@ -151,16 +151,15 @@ def test_demosaicing_agrees_with_the_published_filters(layout):
     np.testing.assert_allclose(result, references.malvar(raw, layout), rtol=2e-5, atol=1e-3)
 
 
-def table_by_definition():
-    """Weights of six taps at k / 4096 px, normalised, and two taps of nothing."""
-    fraction = np.arange(4096)[:, None] / 4096
-    distance = fraction - np.arange(-2, 4)[None, :]
-    weights = np.sinc(distance) * np.sinc(distance / 3.0) * (np.abs(distance) < 3.0)
-    weights /= weights.sum(axis=1, keepdims=True)
-    return np.concatenate([weights, np.zeros((4096, 2))], axis=1).astype(np.float32)
+TABLE = kernels.lanczos3_table()
 
 
-TABLE = table_by_definition()
+def test_the_table_holds_the_kernel_at_every_fraction():
+    for k in (0, 1, 777, 2048, 4095):
+        distance = k / 4096 - np.arange(-2, 4)
+        weights = np.sinc(distance) * np.sinc(distance / 3.0)
+        np.testing.assert_allclose(TABLE[k, :6], weights / weights.sum(), atol=1e-7)
+        assert (TABLE[k, 6:] == 0).all()
 
 
 def warped_lattice(shape, angle, *, shift=(0.0, 0.0), step=8, bend=2e-4):
@@ -252,6 +251,18 @@ def test_bilinear_gives_the_bits_of_the_compiled_form(case):
     same(arrays.resample(planes, *where, out_shape, "bilinear"), expected)
 
 
+@pytest.mark.parametrize("case", CASES)
+def test_lanczos_gives_the_bits_of_the_compiled_form_where_no_tap_is_missing(case):
+    planes, *where, out_shape = setup(case)
+    expected = np.empty((planes.shape[0], *out_shape), dtype=np.float32)
+    kernels.lanczos3(planes, *where, TABLE, expected)
+    result = arrays.resample(planes, *where, out_shape, "lanczos3", TABLE)
+    same(np.isnan(result), np.isnan(expected))
+    np.testing.assert_array_max_ulp(result[np.isfinite(result)], expected[np.isfinite(expected)], maxulp=1)
+    if case in ("inner part", "one row of pixels"):
+        same(result, expected)
+
+
 def slow_lanczos3(plane, x, y):
     """Lanczos-3 at a position rounded to 1 / 4096 px, by its definition; `plane` is the whole frame."""
     ny, nx = plane.shape
@@ -263,7 +274,8 @@ def slow_lanczos3(plane, x, y):
         inside = 0 <= row < ny and 0 <= column < nx
         return float(plane[row, column]) if inside else math.nan
 
-    near = value(j + (ky > 2048), i + (kx > 2048))
+    # A position is inside the frame before it is rounded, so the nearest pixel is one of the frame's.
+    near = value(min(max(j + (ky > 2048), 0), ny - 1), min(max(i + (kx > 2048), 0), nx - 1))
     if math.isnan(near):
         return math.nan
     taps = [(a, b) for a in range(6) for b in range(6) if not math.isnan(value(j - 2 + a, i - 2 + b))]
