@@ -198,15 +198,16 @@ def lanczos3(planes, section, size, lattice, origin, corner, table, out):
             whole = np.uint64(y) < np.uint64(y_count) and np.uint64(x) < np.uint64(x_count)
             y, x = y + y_first, x + x_first
             for c in range(channels):
-                total, smallest = np.nan, np.nan
+                total = np.nan
                 if whole:
                     total, smallest = _taps(planes[c], y, x, table, ky, kx)
+                    total = smallest if total < smallest else total
                 if total != total:
                     # Rounding must not push a position just inside the frame out of it.
                     near_y = min(max((qy[k] + FRACTIONS // 2 - 1) >> _BITS, 0), size[0] - 1) + y_first
                     near_x = min(max((qx[k] + FRACTIONS // 2 - 1) >> _BITS, 0), size[1] - 1) + x_first
                     total = _sparse_lanczos(planes[c], y + 2, x + 2, table[ky], table[kx], near_y, near_x)
-                out[c, row, k] = smallest if total < smallest else total
+                out[c, row, k] = total
 
 
 @nb.njit(cache=True, nogil=True)
