@@ -217,11 +217,10 @@ def stack_arrays(
     data = _with_weight(namespace_of(data), data, pixel_weight)
     ny, nx = data.shape[2:]
     inside = (slice(halo[0], ny - halo[1]), slice(halo[2], nx - halo[3]))
-    with np.errstate(invalid="ignore"):  # differences to missing samples, which are infinite in a sorted list
-        bounds = rejection_bounds(data, noise, params)
-        blur = noise.table()[3].astype(np.float32)
-        use_median = params.combine == "median"
-        return StackResult(*combine_arrays(data, weight, bounds, blur, inside, pixel_weight, use_median))
+    bounds = rejection_bounds(data, noise, params)
+    blur = noise.table()[3].astype(np.float32)
+    use_median = params.combine == "median"
+    return StackResult(*combine_arrays(data, weight, bounds, blur, inside, pixel_weight, use_median))
 
 
 def rejection_bounds(data: Any, noise: NoiseModel, params: StackParams) -> tuple[Any, ...] | None:
@@ -234,10 +233,11 @@ def rejection_bounds(data: Any, noise: NoiseModel, params: StackParams) -> tuple
     method = _method(params, n)
     if method == kernels.NONE:
         return None
-    if method == kernels.MODELLED:
+    with np.errstate(invalid="ignore"):  # missing samples are infinite in a sorted list
+        if method != kernels.MODELLED:
+            return sample_bounds(data, params)
         kappas = float(params.kappa_low), float(params.kappa_high)
         return model_bounds(data, noise.table(), _proven_sigma(params, n), _shares(), kappas)
-    return sample_bounds(data, params)
 
 
 def _check(data: Any, weight: np.ndarray, noise: NoiseModel, params: StackParams) -> None:
