@@ -9,9 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
 
 import numpy as np
 
+from zemosaic_align_stack_gpu import DeviceStacker
+from zemosaic_backend import to_host
 from zemosaic_frame_source import FrameSource, RadialWeight, StackFrame
 from zemosaic_reproject import Canvas
 from zemosaic_stack_core import HALO_PX, NoiseModel, StackResult, stack
@@ -22,7 +26,7 @@ _SLAB_SIDE_PX = 512
 _MIN_SLAB_SIDE_PX = 4
 _RESULT_PLANES = 6
 
-_FIELDS = ("image", "weight", "coverage", "rejected_low", "rejected_high")
+_PLANES = ("image", "weight", "coverage", "rejected_low", "rejected_high")
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,16 +53,21 @@ class StackedRect:
 
 
 def slab_shape(n_frames: int, shape: tuple[int, int], options: StackOptions) -> tuple[int, int]:
-    """Return the ``(rows, columns)`` of a rectangle that are worked on at once within the memory budget.
+    """Return the ``(rows, columns)`` of a rectangle that the host works on at once within the memory budget.
 
     A slab is as square as the budget allows: a flat one would need, of a rotated frame, nearly all of its pixels
     again for every slab.
     """
     planes = options.n_channels * (n_frames + _RESULT_PLANES) + n_frames  # the last: weights a pixel
     pixels = options.mem_limit_bytes // (4 * planes)
-    side = int(pixels**0.5) - 2 * HALO_PX
-    side = min(max(_MIN_SLAB_SIDE_PX, side), _SLAB_SIDE_PX)
-    return tuple(-(-size // -(-size // side)) for size in shape)
+    side = min(max(_MIN_SLAB_SIDE_PX, int(pixels**0.5) - 2 * HALO_PX), _SLAB_SIDE_PX)
+    return _even(shape, side)
+
+
+def _even(shape: tuple[int, int], side: int) -> tuple[int, int]:
+    """Return the size of nearly equal parts of at most `side` pixels that a shape is cut into."""
+    rows, columns = (-(-size // max(1, -(-size // side))) for size in shape)
+    return rows, columns
 
 
 def stack_frames(
@@ -68,6 +77,7 @@ def stack_frames(
     options: StackOptions,
     *,
     between_slabs: Callable[[], None] = lambda: None,
+    device: DeviceStacker | None = None,
 ) -> StackedRect:
     """Stack all frames on a rectangle of the canvas.
 
@@ -81,64 +91,89 @@ def stack_frames(
     options : StackOptions
     between_slabs : callable
         Called before each slab; what it raises ends the work (a cancelled run).
+    device : DeviceStacker, optional
+        A GPU to stack on; what fails there is stacked on the host. None for the host.
 
     Returns
     -------
     StackedRect
-        The same for every division of the canvas into rectangles and every memory budget.
+        The same for every division of the canvas into rectangles and every memory budget; on a device to the
+        rounding of float32.
     """
-    work = _HostStack(frames, canvas, rect, options)
-    rows, columns = slab_shape(max(1, len(frames)), rect.shape, options)
-    for y in range(rect.y0, rect.y1, rows):
-        for x in range(rect.x0, rect.x1, columns):
-            between_slabs()
-            work.stack_slab(Rect(y, min(y + rows, rect.y1), x, min(x + columns, rect.x1)))
+    work = _Stacking(frames, canvas, rect, options)
+    if device is None or device.given_up:
+        slabs, stack_slab = _cut(rect, slab_shape(max(1, len(frames)), rect.shape, options)), work.stack_on_host
+    else:
+        side = device.slab_side(max(1, len(frames)), options.n_channels)
+        slabs, stack_slab = _cut(rect, _even(rect.shape, side)), partial(device.stack_slab, work)
+    for slab in slabs:
+        between_slabs()
+        stack_slab(slab)
     return StackedRect(work.whole, tuple(sorted(work.problems.items())))
 
 
-class _HostStack:
-    """A rectangle that is being stacked on the host, slab by slab."""
+def _cut(rect: Rect, shape: tuple[int, int]) -> list[Rect]:
+    rows, columns = shape
+    return [
+        Rect(y, min(y + rows, rect.y1), x, min(x + columns, rect.x1))
+        for y in range(rect.y0, rect.y1, rows)
+        for x in range(rect.x0, rect.x1, columns)
+    ]
+
+
+class _Stacking:
+    """A rectangle that is being stacked, slab by slab; see `zemosaic_align_stack_gpu.Stacking`."""
 
     def __init__(self, frames: list[StackFrame], canvas: Canvas, rect: Rect, options: StackOptions) -> None:
         self.sources = [FrameSource(frame, canvas, options.kernel) for frame in frames]
         self.canvas, self.rect, self.options = canvas, rect, options
+        self.n_channels, self.radial = options.n_channels, options.radial
         self.whole = _empty_result(len(frames), options.n_channels, rect.shape)
         self.problems: dict[str, str] = {}
-        self._weighs_pixels = options.radial is not None or any(
-            s.header.alpha_hdu is not None for s in self.sources
-        )
+        with_alpha = any(source.header.alpha_hdu is not None for source in self.sources)
+        self.weighs_pixels = with_alpha or options.radial is not None
         self._buffer = np.empty(0, dtype=np.float32)
 
-    def stack_slab(self, slab: Rect) -> None:
-        """Stack one slab and put it into the arrays of the whole rectangle."""
+    def stack_on_host(self, slab: Rect) -> None:
+        """Stack a slab on the host, in parts that fit the memory budget."""
+        shape = slab_shape(max(1, len(self.sources)), slab.shape, self.options)
+        for part in _cut(slab, shape):
+            self.stack_slab(part, self._gather)
+
+    def stack_slab(self, slab: Rect, gather: Callable[..., tuple[Any, Any]]) -> None:
+        """Stack a slab from the samples that ``gather(sources, wide)`` returns, and keep the result."""
         wide = slab.grown(HALO_PX).intersect(self.canvas.rect)
         active = [k for k, source in enumerate(self.sources) if not source.part_of(wide).empty]
         if not active:
             return
-        data, pixel_weight = self._samples(active, wide)
+        data, pixel_weight = gather([self.sources[k] for k in active], wide)
         solutions = [self.sources[k].frame.solution for k in active]
+        noise = (np.array([getattr(s, name) for s in solutions]) for name in ("noise", "photon", "level", "blur"))
         result = stack(
             data,
             np.array([s.weight for s in solutions]),
-            NoiseModel(
-                *(np.array([getattr(s, name) for s in solutions]) for name in ("noise", "photon", "level", "blur"))
-            ),
+            NoiseModel(*noise),
             self.options.params,
             pixel_weight=pixel_weight,
             halo=(slab.y0 - wide.y0, wide.y1 - slab.y1, slab.x0 - wide.x0, wide.x1 - slab.x1),
             threads=self.options.threads,
         )
+        # Everything comes over before anything is kept: a device may fail on the way.
+        tally, *planes = (to_host(getattr(result, name)) for name in ("tally", *_PLANES))
         at = (slice(None), *slab.shifted(-self.rect.y0, -self.rect.x0).slices)
-        for name in _FIELDS:
-            getattr(self.whole, name)[at] = getattr(result, name)
-        self.whole.tally[active] += result.tally
+        for name, plane in zip(_PLANES, planes, strict=True):
+            getattr(self.whole, name)[at] = plane
+        self.whole.tally[active] += tally
 
-    def _samples(self, active: list[int], wide: Rect) -> tuple[np.ndarray, np.ndarray | None]:
-        """Return the samples (n, c, ny, nx) of the active frames and, where they differ, their pixels' weights."""
-        data = self._reused((len(active), self.options.n_channels, *wide.shape))
-        pixel_weight = np.zeros((len(active), *wide.shape), np.float32) if self._weighs_pixels else None
-        for row, k in enumerate(active):
-            source = self.sources[k]
+    def miss(self, source: FrameSource, reason: str) -> None:
+        """Note that a frame could not be read here."""
+        self.problems[source.frame.record.frame_id] = reason
+
+    def _gather(self, sources: list[FrameSource], wide: Rect) -> tuple[np.ndarray, np.ndarray | None]:
+        """Return the samples (n, c, ny, nx) of frames in a rectangle, and their pixels' weights or None."""
+        data = self._reused((len(sources), self.n_channels, *wide.shape))
+        pixel_weight = np.zeros((len(sources), *wide.shape), np.float32) if self.weighs_pixels else None
+        for row, source in enumerate(sources):
             part = source.part_of(wide)
             at = part.shifted(-wide.y0, -wide.x0).slices
             if part != wide:
@@ -146,10 +181,10 @@ class _HostStack:
             try:
                 source.fill(part, data[(row, slice(None), *at)])
                 if pixel_weight is not None:
-                    pixel_weight[(row, *at)] = source.pixel_weights(part, self.options.radial)
+                    pixel_weight[(row, *at)] = source.pixel_weights(part, self.radial)
             except FrameError as error:
                 data[row] = np.nan
-                self.problems[source.frame.record.frame_id] = str(error)
+                self.miss(source, str(error))
         return data, pixel_weight
 
     def _reused(self, shape: tuple[int, ...]) -> np.ndarray:

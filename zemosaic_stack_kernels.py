@@ -13,8 +13,16 @@ vectors. The same arithmetic in array operations is in `zemosaic_stack_core`.
 
 from __future__ import annotations
 
-import numba as nb
 import numpy as np
+
+from zemosaic_clip_kernels import (
+    compiled,
+    deviation,
+    inlined,
+    kappa_range,
+    linear_fit_range,
+    winsorized_range,
+)
 
 STRIP = 256
 
@@ -24,12 +32,8 @@ _INF = np.float32(np.inf)
 _NAN = np.float32(np.nan)
 _ZERO = np.float32(0.0)
 
-# Division by zero is inf or NaN, as in numpy: a check before every division would cost the vectors.
-_compiled = nb.njit(cache=True, nogil=True, error_model="numpy")
-_inlined = nb.njit(cache=True, nogil=True, error_model="numpy", inline="always")
 
-
-@_compiled
+@compiled
 def _exchange(block, i, j):
     first, second = block[i], block[j]
     for p in range(STRIP):
@@ -38,7 +42,7 @@ def _exchange(block, i, j):
         second[p] = b if a < b else a
 
 
-@_compiled
+@compiled
 def _sort(block, n):
     """Sort the first `n` values of every column of a block in place (no NaN).
 
@@ -63,7 +67,7 @@ def _sort(block, n):
         p //= 2
 
 
-@_compiled
+@compiled
 def _gather(data, at, block, count, found):
     """Copy a strip's samples into the block, no data as +inf; count those of each column and of each frame.
 
@@ -96,7 +100,7 @@ def _gather(data, at, block, count, found):
     return rows
 
 
-@_compiled
+@compiled
 def _medians(block, count, median):
     """Fill the median of every column's samples, float64; its few different counts are gone through in turn."""
     for m in range(count.min(), count.max() + 1):
@@ -108,7 +112,7 @@ def _medians(block, count, median):
         median[p] = median[p] if count[p] > 0 else np.nan
 
 
-@_compiled
+@compiled
 def _deviation_of_rank(block, below, above, length, k, median, out):
     """Fill the k-th smallest deviation from the median, float32.
 
@@ -126,7 +130,7 @@ def _deviation_of_rank(block, below, above, length, k, median, out):
             out[p] = larger if larger < out[p] else out[p]
 
 
-@_compiled
+@compiled
 def _mads(block, count, median, first, second, mad):
     """Fill the median absolute deviation of every column's samples from its float32 median; 0 for one sample."""
     mad[:] = _ZERO
@@ -142,7 +146,7 @@ def _mads(block, count, median, first, second, mad):
             mad[p] = value if count[p] == m else mad[p]
 
 
-@_compiled
+@compiled
 def _alike(found, width):
     """Return whether every frame covers a whole strip or nothing of it: then one pixel speaks for all."""
     alike = True
@@ -151,7 +155,7 @@ def _alike(found, width):
     return alike
 
 
-@_compiled
+@compiled
 def _mean_over_present(data, at, shares, found, alike, count, mean):
     """Fill the mean of `shares` (n) over the frames present in each column, float64; NaN without any."""
     c, y, x0, x1 = at
@@ -171,7 +175,7 @@ def _mean_over_present(data, at, shares, found, alike, count, mean):
         mean[p] /= count[p]
 
 
-@_compiled
+@compiled
 def _span_over_present(data, at, shares, found, alike, lowest, span):
     """Fill how far the `shares` (n) of the frames present in each column lie apart, float64; -inf without any."""
     c, y, x0, x1 = at
@@ -191,7 +195,7 @@ def _span_over_present(data, at, shares, found, alike, lowest, span):
         span[p] -= lowest[p]
 
 
-@_compiled
+@compiled
 def _variances(median, mad, to_sigma, count, mean, variance):
     """Fill the larger of the variance that the samples prove and the one that their frames' noise lets expect."""
     sky, photon, floor = mean[0], mean[1], mean[2]
@@ -203,7 +207,7 @@ def _variances(median, mad, to_sigma, count, mean, variance):
         variance[p] = squared if squared > expected else expected
 
 
-@_compiled
+@compiled
 def _model_row(data, c, y, noise, to_sigma, scratch, filled):
     """Fill median, variance, mean and span of blur of the samples of a row, and how many samples each pixel has.
 
@@ -231,7 +235,7 @@ def _model_row(data, c, y, noise, to_sigma, scratch, filled):
             span[x0 + p] = np.float32(middle[p])
 
 
-@_compiled
+@compiled
 def _largest_steps(above, here, below, step):
     """Fill the largest step from each pixel of a row to its four neighbours; NaN ones make none."""
     for p in range(here.shape[0]):
@@ -248,7 +252,7 @@ def _largest_steps(above, here, below, step):
         left[p] = d if d > left[p] else left[p]
 
 
-@_compiled
+@compiled
 def _curvatures(above, here, below, curve):
     """Fill half the Laplacian of a row, 0 where a neighbour is missing: how a pixel changes with blur."""
     half = np.float32(0.5)
@@ -261,7 +265,7 @@ def _curvatures(above, here, below, curve):
         curve[p] = bend if bend == bend else _ZERO
 
 
-@_compiled
+@compiled
 def _modelled_bounds(median, variance, mean_blur, span, count, step, shares, kappas, bounds):
     """Fill the bounds of a row; its steps are used up, its curvatures lose what noise may have made of them.
 
@@ -284,144 +288,9 @@ def _modelled_bounds(median, variance, mean_blur, span, count, step, shares, kap
         curve[p] = curve[p] if count[p] > 0 else _ZERO
 
 
-@_compiled
-def _median(values, a, b):
-    """Median of sorted values a..b-1."""
-    return 0.5 * (np.float64(values[a + (b - a - 1) // 2]) + np.float64(values[a + (b - a) // 2]))
-
-
-@_compiled
-def _trim(values, a, b, low, high):
-    """Move the ends of a range of sorted values inwards to low..high."""
-    while a < b and values[a] < low:
-        a += 1
-    while b > a and values[b - 1] > high:
-        b -= 1
-    return a, b
-
-
-@_compiled
-def _sigma(total, squares, share):
-    """Standard deviation (population form) from the sums of differences and of squares of 1 / share samples."""
-    mean = total * share
-    return np.sqrt(max(squares * share - mean * mean, 0.0))
-
-
-@_compiled
-def _kappa_range(values, m, total, squares, kappas, iterations):
-    """Iterated clip about the median with the standard deviation of the survivors.
-
-    `total` and `squares` are the sums of the float32 differences of all values to their float32 median, and of
-    their squares; what is clipped is taken off again.
-    """
-    a, b = 0, m
-    centre = np.float32(_median(values, 0, m))
-    for _ in range(iterations):
-        if b - a < 3:
-            break
-        median, sigma = _median(values, a, b), _sigma(total, squares, 1.0 / (b - a))
-        a2, b2 = _trim(values, a, b, median - kappas[0] * sigma, median + kappas[1] * sigma)
-        if a2 == a and b2 == b:
-            break
-        for r in range(a, b):
-            if r < a2 or r >= b2:
-                d = np.float64(values[r] - centre)
-                total -= d
-                squares -= d * d
-        a, b = a2, b2
-    return a, b
-
-
-@_compiled
-def _running_sums(values, a, b, median, sums):
-    """Fill the sums of the differences of sorted values to the median, and of their squares, up to each."""
-    for r in range(a, b):
-        d = np.float64(values[r] - np.float32(median))
-        sums[0, r + 1 - a] = sums[0, r - a] + d
-        sums[1, r + 1 - a] = sums[1, r - a] + d * d
-
-
-@_compiled
-def _huber_sigma(values, a, b, limits, sums):
-    """Spread by repeated winsorisation at 1.5 sigma, from a first one at the given fractions."""
-    m, median = b - a, _median(values, a, b)
-    _running_sums(values, a, b, median, sums)
-    centre = np.float64(np.float32(median))
-    low, high = np.float64(values[a + int(limits[0] * m)]), np.float64(values[b - 1 - int(limits[1] * m)])
-    sigma, share, i, j = 0.0, 1.0 / m, 0, m
-    for turn in range(51):
-        if turn:
-            low, high = median - 1.5 * sigma, median + 1.5 * sigma
-        while i > 0 and values[a + i - 1] >= low:
-            i -= 1
-        while i < m and values[a + i] < low:
-            i += 1
-        while j < m and values[a + j] <= high:
-            j += 1
-        while j > i and values[a + j - 1] > high:
-            j -= 1
-        down, up = low - centre, high - centre
-        total = i * down + (sums[0, j] - sums[0, i]) + (m - j) * up
-        squares = i * down * down + (sums[1, j] - sums[1, i]) + (m - j) * up * up
-        before, sigma = sigma, 1.134 * _sigma(total, squares, share)
-        if turn and abs(sigma - before) <= 0.0005 * before:
-            break
-    return sigma
-
-
-@_compiled
-def _winsorized_range(values, m, kappas, iterations, limits, sums):
-    a, b = 0, m
-    for _ in range(iterations):
-        if b - a < 3:
-            break
-        median, sigma = _median(values, a, b), _huber_sigma(values, a, b, limits, sums)
-        a2, b2 = _trim(values, a, b, median - kappas[0] * sigma, median + kappas[1] * sigma)
-        if a2 == a and b2 == b:
-            break
-        a, b = a2, b2
-    return a, b
-
-
-@_compiled
-def _line(values, a, b):
-    """Mean, slope and mean absolute residual of the line fitted to sorted values a..b-1 over their ranks."""
-    k = b - a
-    centre = 0.5 * (k - 1)
-    mean, slope, size = 0.0, 0.0, 0.0
-    for r in range(k):
-        mean += values[a + r]
-        slope += (r - centre) * values[a + r]
-    mean /= k
-    slope /= k * (np.float64(k) * k - 1.0) / 12.0
-    for r in range(k):
-        size += abs(values[a + r] - (mean + slope * (r - centre)))
-    return mean, slope, size / k
-
-
-@_compiled
-def _linear_fit_range(values, m, kappas, iterations):
-    """Clip at both ends by residuals to a line through the sorted samples, in units of their mean size."""
-    a, b = 0, m
-    for _ in range(iterations):
-        if b - a < 3:
-            break
-        mean, slope, size = _line(values, a, b)
-        centre = a + 0.5 * (b - a - 1)
-        a2, b2 = a, b
-        while a2 < b2 and mean + slope * (a2 - centre) - values[a2] > kappas[0] * size:
-            a2 += 1
-        while b2 > a2 and values[b2 - 1] - (mean + slope * (b2 - 1 - centre)) > kappas[1] * size:
-            b2 -= 1
-        if a2 == a and b2 == b:
-            break
-        a, b = a2, b2
-    return a, b
-
-
-@_compiled
+@compiled
 def _sum_differences(block, rows, count, median, total, squares):
-    """Fill the sums of `_kappa_range` for whole columns at once."""
+    """Fill the sums of `kappa_range` for whole columns at once."""
     total[:], squares[:] = 0.0, 0.0
     alike = count.min() == rows
     for r in range(rows):
@@ -438,17 +307,17 @@ def _sum_differences(block, rows, count, median, total, squares):
                 squares[p] += d * d
 
 
-@_compiled
+@compiled
 def _clean_columns(block, count, median, kappas, total, squares, clean):
     """Mark the columns from which a clip at kappa standard deviations takes nothing; most of them are such."""
     for p in range(count.shape[0]):
         m = max(count[p], 1)
-        sigma = _sigma(total[p], squares[p], 1.0 / m)
+        sigma = deviation(total[p], squares[p], 1.0 / m)
         low, high = median[p] - kappas[0] * sigma, median[p] + kappas[1] * sigma
         clean[p] = not (block[0, p] < low or block[m - 1, p] > high)
 
 
-@_compiled
+@compiled
 def _sample_bounds(data, c, y, method, clip, scratch, low, high):
     """Fill the smallest and largest surviving sample of every pixel of a row, from its samples alone.
 
@@ -473,16 +342,16 @@ def _sample_bounds(data, c, y, method, clip, scratch, low, high):
                 for r in range(m):
                     values[r] = block[r, p]
                 if method == KAPPA:
-                    a, b = _kappa_range(values, m, mean[0, p], mean[1, p], kappas, iterations)
+                    a, b = kappa_range(values, m, mean[0, p], mean[1, p], kappas, iterations)
                 elif method == WINSORIZED:
-                    a, b = _winsorized_range(values, m, kappas, iterations, limits, sums)
+                    a, b = winsorized_range(values, m, kappas, iterations, limits, sums)
                 else:
-                    a, b = _linear_fit_range(values, m, kappas, iterations)
+                    a, b = linear_fit_range(values, m, kappas, iterations)
             low[x0 + p] = block[a, p] if b > a else -_INF
             high[x0 + p] = block[b - 1, p] if b > a else _INF
 
 
-@_inlined
+@inlined
 def _count(flags):
     total = np.int32(0)
     for p in range(flags.shape[0]):
@@ -490,7 +359,7 @@ def _count(flags):
     return total
 
 
-@_inlined
+@inlined
 def _count_data(values):
     total = np.int32(0)
     for p in range(values.shape[0]):
@@ -498,7 +367,7 @@ def _count_data(values):
     return total
 
 
-@_inlined
+@inlined
 def _count_outside(values, low, high, n_low, n_high):
     """Add the samples that are too low and too high to the counts of their pixels; return how many there are."""
     under, over = np.int32(0), np.int32(0)
@@ -513,7 +382,7 @@ def _count_outside(values, low, high, n_low, n_high):
     return under, over
 
 
-@_compiled
+@compiled
 def _mean_strip(data, at, weight, blur, bounds, scratch, image, weight_out, counts, tally):
     """Fill the weighted mean of a strip's samples within bounds; count what became of each sample."""
     c, y, x0, x1 = at
@@ -554,7 +423,7 @@ def _mean_strip(data, at, weight, blur, bounds, scratch, image, weight_out, coun
         weight_out[p] = np.float32(weights[p])
 
 
-@_compiled
+@compiled
 def _mean_row(data, c, y, corner, weight, blur, bounds, scratch, image, weight_out, counts, tally):
     """Fill the weighted mean of a row's samples within bounds, strip by strip."""
     low, high, curve = bounds
@@ -570,7 +439,7 @@ def _mean_row(data, c, y, corner, weight, blur, bounds, scratch, image, weight_o
         _mean_strip(data, (c, y, x0, x1), weight, blur, of_bounds, part, *filled, tally)
 
 
-@_compiled
+@compiled
 def _mean_of_weighted_pixels(
     data, c, y, corner, weight, blur, pixel_weight, bounds, image, weight_out, counts, tally
 ):
@@ -602,7 +471,7 @@ def _mean_of_weighted_pixels(
         weight_out[i] = weights[i]
 
 
-@_compiled
+@compiled
 def _median_row(data, c, y, corner, weight, blur, pixel_weight, bounds, image):
     """Replace `image` by the weighted median of a row's samples within bounds.
 
@@ -623,7 +492,7 @@ def _median_row(data, c, y, corner, weight, blur, pixel_weight, bounds, image):
         image[i] = _balanced(values[:m], weights[:m]) if m else np.nan
 
 
-@_compiled
+@compiled
 def _balanced(values, weights):
     order = np.argsort(values, kind="mergesort")
     half = 0.5 * np.sum(weights)
@@ -637,7 +506,7 @@ def _balanced(values, weights):
     return values[order[-1]]
 
 
-@_compiled
+@compiled
 def _bounds_of_row(data, c, y, method, model, clip, scratch, bounds):
     """Fill the bounds of row y of a channel; the model's rows up to y + 1 are made when they are needed."""
     low, high, curve = bounds
@@ -663,7 +532,7 @@ def _bounds_of_row(data, c, y, method, model, clip, scratch, bounds):
         _sample_bounds(data, c, y, method, clip, sample_scratch, low, high)
 
 
-@_compiled
+@compiled
 def stack_rows(
     data, weight, pixel_weight, noise, method, clip, to_sigma, shares, use_median, rows, corner, filled, tally
 ):

@@ -15,7 +15,8 @@ FLOORS = [
     {"zemosaic_types"},
     {"zemosaic_events", "zemosaic_config", "zemosaic_plain_image"},
     {"parallel_utils", "zemosaic_backend", "zemosaic_fits_io", "zemosaic_fits_products", "zemosaic_plan_table"},
-    {"zemosaic_stack_kernels", "zemosaic_resample_kernels", "zemosaic_stack_arrays"},
+    {"zemosaic_clip_kernels", "zemosaic_resample_kernels", "zemosaic_stack_arrays"},
+    {"zemosaic_stack_kernels"},
     {
         "zemosaic_preprocess",
         "zemosaic_stack_core",
@@ -26,6 +27,7 @@ FLOORS = [
     },
     {"zemosaic_tiling", "zemosaic_frame_arrays"},
     {"zemosaic_plan", "zemosaic_measure", "zemosaic_frame_source", "zemosaic_assembly", "zemosaic_outputs"},
+    {"zemosaic_align_stack_gpu"},
     {"zemosaic_align_stack"},
     {"zemosaic_match", "zemosaic_runbook"},
     {"zemosaic_passes"},

@@ -1,0 +1,204 @@
+"""The same drive as `zemosaic_align_stack` on a GPU: slabs planned from its free memory, transfers, fall-back.
+
+Raw sections go to the device as they are stored, where they are prepared, resampled and stacked; only a slab's
+result comes back. Threads read the next sections meanwhile. Nothing here says what is computed: that is in
+`zemosaic_frame_arrays` and `zemosaic_stack_core`.
+
+A device that fails costs nothing but time: the slab is stacked on the host instead, with the result of the host.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, Protocol
+
+import numpy as np
+
+from zemosaic_backend import Device
+from zemosaic_frame_arrays import (
+    PREPARE_BYTES_PER_PX,
+    RESAMPLE_BYTES_PER_PX,
+    demosaic,
+    replace_isolated,
+    resample,
+    to_float,
+)
+from zemosaic_frame_source import MONO, FrameSource, RadialWeight
+from zemosaic_preprocess import ISOLATED_SIGMA
+from zemosaic_resample_kernels import lanczos3_table
+from zemosaic_stack_arrays import PIXEL_BYTES, SAMPLE_BYTES
+from zemosaic_stack_core import HALO_PX, normalise
+from zemosaic_types import FrameError, Rect
+
+#: After so many failures the device is left alone for the rest of the run.
+MOST_FAILURES = 3
+
+_SHARE_OF_FREE_MEMORY = 0.7
+_SLAB_SIDE_PX = 2048
+_MIN_SLAB_SIDE_PX = 16
+_READERS = 2
+_SECTIONS_AHEAD = 6
+
+
+class Stacking(Protocol):
+    """What a driver offers to a device: a rectangle that is being stacked."""
+
+    n_channels: int
+    radial: RadialWeight | None
+    weighs_pixels: bool
+
+    def stack_slab(self, slab: Rect, gather: Callable[..., tuple[Any, Any]]) -> None:
+        """Stack a slab from the samples that ``gather(sources, wide)`` returns, and keep the result."""
+        ...
+
+    def stack_on_host(self, slab: Rect) -> None:
+        """Stack a slab on the host."""
+        ...
+
+    def miss(self, source: FrameSource, reason: str) -> None:
+        """Note that a frame could not be read here."""
+        ...
+
+
+class DeviceStacker:
+    """A device that stacks slabs, for a whole run.
+
+    Parameters
+    ----------
+    device : Device
+        Used by the calling thread only.
+
+    Attributes
+    ----------
+    failures : list of str
+        Why slabs were stacked on the host instead, in order.
+    """
+
+    def __init__(self, device: Device) -> None:
+        self.device = device
+        self.failures: list[str] = []
+        self._table: Any = None
+
+    @property
+    def given_up(self) -> bool:
+        """Whether the device has failed too often to be tried again."""
+        return len(self.failures) >= MOST_FAILURES
+
+    def slab_side(self, n_frames: int, n_channels: int) -> int:
+        """Return the side of the square slabs that fit into the device's free memory."""
+        samples = n_frames * n_channels * (4 + SAMPLE_BYTES) + 4 * n_frames  # the last: weights a pixel
+        of_one_frame = max(RESAMPLE_BYTES_PER_PX + 4 * n_channels, 2 * PREPARE_BYTES_PER_PX)
+        bytes_per_px = samples + n_channels * PIXEL_BYTES + of_one_frame
+        pixels = int(_SHARE_OF_FREE_MEMORY * self.device.free_bytes()) // bytes_per_px
+        return min(max(_MIN_SLAB_SIDE_PX, int(pixels**0.5) - 2 * HALO_PX), _SLAB_SIDE_PX)
+
+    def stack_slab(self, work: Stacking, slab: Rect) -> None:
+        """Stack a slab on the device; halve it when memory is full, and go to the host when the device fails."""
+        if self.given_up:
+            work.stack_on_host(slab)
+            return
+        reason = self._try(work, slab)
+        if reason is None:
+            return
+        if reason == "" and max(slab.shape) > _MIN_SLAB_SIDE_PX:
+            for half in _halves(slab):
+                self.stack_slab(work, half)
+            return
+        self.failures.append(reason or "its memory is full, even for a small slab")
+        work.stack_on_host(slab)
+
+    def _try(self, work: Stacking, slab: Rect) -> str | None:
+        """Stack a slab; return None, the reason of a failure, or nothing if memory was full."""
+        try:
+            work.stack_slab(slab, lambda sources, wide: self._gather(work, sources, wide))
+            return None
+        except self.device.errors as error:
+            return "" if self.device.is_out_of_memory(error) else f"{type(error).__name__}: {error}"
+        finally:
+            self._release()
+
+    def _release(self) -> None:
+        try:
+            self.device.release()
+        except self.device.errors as error:
+            self.failures.append(f"{type(error).__name__}: {error}")
+
+    def _gather(self, work: Stacking, sources: list[FrameSource], wide: Rect) -> tuple[Any, Any]:
+        """Return the samples (n, c, ny, nx) of frames in a rectangle, and their pixels' weights or None."""
+        xp = self.device.xp
+        data = xp.full((len(sources), work.n_channels, *wide.shape), xp.nan, dtype=np.float32)
+        weight = xp.zeros((len(sources), *wide.shape), dtype=np.float32) if work.weighs_pixels else None
+        for row, section, raw in _read_ahead(sources, wide):
+            source = sources[row]
+            part = source.part_of(wide)
+            at = part.shifted(-wide.y0, -wide.x0).slices
+            try:
+                pixels = raw.result()
+                if weight is not None:
+                    weight[(row, *at)] = self.device.upload(source.pixel_weights(part, work.radial))
+            except FrameError as error:
+                work.miss(source, str(error))
+                continue
+            data[(row, slice(None), *at)] = self._samples(source, section, pixels, part)
+            solution = source.frame.solution
+            normalise(data[row][None], np.array([solution.gain]), np.array([solution.offset]))
+        return data, weight
+
+    def _samples(self, source: FrameSource, section: Rect, raw: np.ndarray, part: Rect) -> Any:
+        """Return a frame's samples (c, h, w) of a part of the canvas, not normalised yet."""
+        planes = self._prepared(source, to_float(self.device.upload(raw)))
+        grid = source.grid
+        return resample(
+            planes,
+            (section.y0, section.x0),
+            source.header.shape,
+            self.device.upload(grid.nodes),
+            grid.origin,
+            (part.y0, part.x0),
+            part.shape,
+            source.kernel,
+            self._lanczos_table(),
+        )
+
+    def _prepared(self, source: FrameSource, raw: Any) -> Any:
+        if source.colours is None:
+            return raw
+        sky, noise = np.array(source.frame.sky), np.array(source.frame.noise)
+        clean = replace_isolated(raw[0], source.colours, sky, noise, ISOLATED_SIGMA)
+        return clean[None] if source.colours is MONO else demosaic(clean, source.colours)
+
+    def _lanczos_table(self) -> Any:
+        if self._table is None:
+            self._table = self.device.upload(lanczos3_table())
+        return self._table
+
+
+def _halves(slab: Rect) -> tuple[Rect, Rect]:
+    """Cut a rectangle across its longer side."""
+    ny, nx = slab.shape
+    if ny >= nx:
+        middle = slab.y0 + ny // 2
+        return Rect(slab.y0, middle, slab.x0, slab.x1), Rect(middle, slab.y1, slab.x0, slab.x1)
+    middle = slab.x0 + nx // 2
+    return Rect(slab.y0, slab.y1, slab.x0, middle), Rect(slab.y0, slab.y1, middle, slab.x1)
+
+
+def _read_ahead(sources: list[FrameSource], wide: Rect) -> Iterator[tuple[int, Rect, Future]]:
+    """Yield (row, section, its pixels to come) of the frames that reach the rectangle, a few being read ahead."""
+    sections = ((row, source.section_of(source.part_of(wide))) for row, source in enumerate(sources))
+    waiting: deque[tuple[int, Rect, Future]] = deque()
+    with ThreadPoolExecutor(_READERS) as readers:
+        try:
+            for row, section in sections:
+                if section.empty:
+                    continue
+                waiting.append((row, section, readers.submit(sources[row].read, section)))
+                if len(waiting) > _SECTIONS_AHEAD:
+                    yield waiting.popleft()
+            while waiting:
+                yield waiting.popleft()
+        finally:
+            for *_, pixels in waiting:
+                pixels.cancel()
