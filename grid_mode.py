@@ -42,6 +42,7 @@ from zemosaic_outputs import (
 from zemosaic_passes import match_all, measure_all, read_frames
 from zemosaic_reproject import Canvas, optimal_canvas
 from zemosaic_runbook import RunBook
+from zemosaic_stack_pool import DeviceAccess, DeviceReport, StackPool, device_of_process
 from zemosaic_tiling import cell_length_px, cut_cells, frames_of_cells
 from zemosaic_types import (
     FrameRecord,
@@ -77,6 +78,7 @@ class GridSettings:
     chunk_ram_mb: int = 512
     workers: int | None = None
     use_gpu: bool = False
+    gpu_decided_by: str | None = None
     rgb_equalize: bool = False
     save_uint16: bool = False
     legacy_rgb_cube: bool = False
@@ -107,6 +109,7 @@ class GridSettings:
             chunk_ram_mb=config["grid_chunk_ram_mb"],
             workers=config["grid_workers"],
             use_gpu=config["use_gpu_grid"],
+            gpu_decided_by=config.gpu_decided_by,
             rgb_equalize=config["grid_rgb_equalize"],
             save_uint16=config["save_final_as_uint16"],
             legacy_rgb_cube=config["legacy_rgb_cube"],
@@ -172,7 +175,7 @@ def run_grid_mode(
     grid_workers : int, optional
         Positive: used as given; 0 or less: automatic; None: one worker.
     grid_use_gpu : bool, optional
-        None means no GPU.
+        Stack on the GPUs that are there; what fails on one is stacked on the CPU. None means no GPU.
 
     Returns
     -------
@@ -217,6 +220,7 @@ def run_grid(
     *,
     listener: Callable | None = None,
     cancel: CancelToken | None = None,
+    access: DeviceAccess = DeviceAccess(),  # noqa: B008 - frozen
 ) -> RunResult:
     """Run Grid mode with given settings; see `run_grid_mode` for folders and errors.
 
@@ -224,9 +228,8 @@ def run_grid(
     """
     emit = Emitter(listener)
     try:
-        result = _run(
-            Path(input_folder), ProductPaths(Path(output_folder)), settings, emit, cancel or CancelToken()
-        )
+        paths = ProductPaths(Path(output_folder))
+        result = _run(Path(input_folder), paths, settings, emit, cancel or CancelToken(), access)
     except RunCancelled as cancelled:
         emit(RunFinished(FinishReason.CANCELLED, str(cancelled)))
         raise
@@ -239,7 +242,12 @@ def run_grid(
 
 
 def _run(
-    input_folder: Path, paths: ProductPaths, settings: GridSettings, emit: Emitter, cancel: CancelToken
+    input_folder: Path,
+    paths: ProductPaths,
+    settings: GridSettings,
+    emit: Emitter,
+    cancel: CancelToken,
+    access: DeviceAccess,
 ) -> RunResult:
     if paths.folder.resolve() == input_folder.resolve():
         raise PlanError(f"{input_folder} cannot be input and output at once; nothing is written among raw frames")
@@ -252,7 +260,7 @@ def _run(
     book = RunBook(paths, emit, cancel)
     with book.log_file():
         try:
-            return _GridRun(input_folder, settings, book).execute()
+            return _GridRun(input_folder, settings, book, access).execute()
         except BaseException as error:
             logger.error("[GRID] aborted: %s", error, exc_info=not isinstance(error, ZeMosaicError))
             raise
@@ -269,6 +277,7 @@ class _TileTask:
     canvas: Canvas
     options: StackOptions
     path: Path
+    on_device: bool = False
 
 
 @dataclass(frozen=True)
@@ -279,12 +288,16 @@ class _TileReport:
     tally: tuple[tuple[str, int, int, int], ...]
     problems: tuple[tuple[str, str], ...]
     peak_memory_bytes: int
+    device: DeviceReport | None
 
 
 def _tile_task(task: _TileTask) -> _TileReport:
-    stacked = stack_frames(list(task.frames), task.canvas, task.rect, task.options, between_slabs=check_cancelled)
+    device, report = device_of_process() if task.on_device else (None, lambda: None)
+    what = list(task.frames), task.canvas, task.rect, task.options
+    stacked = stack_frames(*what, between_slabs=check_cancelled, device=device)
     write_hdus(task.path, tile_hdus(stacked.result, task.canvas, task.rect, task.core, task.number))
-    return _TileReport(os.getpid(), _tally(task.frames, stacked), stacked.problems, peak_memory_bytes())
+    tally = _tally(task.frames, stacked)
+    return _TileReport(os.getpid(), tally, stacked.problems, peak_memory_bytes(), report())
 
 
 def _with_half_the_memory(task: _TileTask) -> _TileTask:
@@ -301,8 +314,9 @@ def _tally(frames: tuple[StackFrame, ...], stacked: StackedRect) -> tuple[tuple[
 class _GridRun:
     """One run, phase by phase; each phase hands its result to the next."""
 
-    def __init__(self, input_folder: Path, settings: GridSettings, book: RunBook) -> None:
+    def __init__(self, input_folder: Path, settings: GridSettings, book: RunBook, access: DeviceAccess) -> None:
         self.input_folder = input_folder
+        self.access = access
         self.settings = settings
         self.book = book
         self.paths = book.paths
@@ -360,10 +374,6 @@ class _GridRun:
         )
         logger.info("[GRID] workers=%d", workers)
         logger.info("[GRID] using %d workers for tile processing", workers)
-        logger.info("[GRID] GPU requested = %s", settings.use_gpu)
-        if settings.use_gpu:
-            self.book.say("the GPU was asked for, but this version stacks on the CPU only", "WARNING")
-        logger.info("[GRID] GPU=OFF")
         return workers
 
     def _stack(
@@ -378,7 +388,10 @@ class _GridRun:
         paths: list[Path | None] = [None] * len(cells)
         progress = self.book.progress("stack", unit="tile")
         progress(0, len(tasks))
-        for done, outcome in enumerate(pool.run(_tile_task, tasks, retry=_with_half_the_memory), start=1):
+        decided = f" ({self.settings.gpu_decided_by})" if self.settings.gpu_decided_by else ""
+        logger.info("[GRID] GPU requested = %s%s", self.settings.use_gpu, decided)
+        stackers = StackPool(pool, self.book, use_gpu=self.settings.use_gpu, access=self.access)
+        for done, outcome in enumerate(stackers.run(_tile_task, tasks, retry=_with_half_the_memory), start=1):
             task = outcome.task
             if outcome.error is None:
                 paths[task.number - 1] = task.path

@@ -93,14 +93,17 @@ def peak_memory_bytes() -> int:
     return int(peak) if os.uname().sysname == "Darwin" else int(peak) * 1024
 
 
-def _start_worker(flag: Any, setup: Callable[[], None] | None) -> None:
+def _start_worker(flag: Any, started: Any, setup: Callable[[int], None] | None) -> None:
     global _cancel_in_worker
     _cancel_in_worker = CancelToken(flag)
     # Ctrl-C reaches the whole process group; only the parent acts on it.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_leave_with_parent, daemon=True).start()
     if setup is not None:
-        setup()
+        with started.get_lock():
+            number = started.value
+            started.value += 1
+        setup(number)
 
 
 def _leave_with_parent() -> None:
@@ -133,15 +136,17 @@ class TaskPool:
     cancel : CancelToken
         Looked at while waiting; its request reaches the workers through `check_cancelled`.
     setup : callable, optional
-        Module-level function run once in every worker before its first task.
+        Module-level function run once in every worker before its first task, with the worker's number: 0 for the
+        first that the pool starts, and so on, also for those that take the place of dead ones.
     """
 
-    def __init__(self, n_workers: int, cancel: CancelToken, *, setup: Callable[[], None] | None = None) -> None:
+    def __init__(self, n_workers: int, cancel: CancelToken, *, setup: Callable[[int], None] | None = None) -> None:
         self.n_workers = n_workers
         self._cancel = cancel
         self._setup = setup
         self._context = multiprocessing.get_context("spawn")
         self._flag = self._context.Event()
+        self._started = self._context.Value("i", 0)
         self._executor: ProcessPoolExecutor | None = None
         self._environment: dict[str, str | None] = {}
 
@@ -235,11 +240,12 @@ class TaskPool:
         return self._executor.submit(function, task)
 
     def _start(self) -> ProcessPoolExecutor:
+        self._started.value = 0
         return ProcessPoolExecutor(
             self.n_workers,
             mp_context=self._context,
             initializer=_start_worker,
-            initargs=(self._flag, self._setup),
+            initargs=(self._flag, self._started, self._setup),
         )
 
     def _look_for_cancel(self) -> None:

@@ -30,7 +30,7 @@ FLOORS = [
     {"zemosaic_align_stack_gpu"},
     {"zemosaic_align_stack"},
     {"zemosaic_match", "zemosaic_runbook"},
-    {"zemosaic_passes"},
+    {"zemosaic_passes", "zemosaic_stack_pool"},
     {"grid_mode"},
     {"zemosaic_synthetic"},
     {"zemosaic_truth_ideal"},
