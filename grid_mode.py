@@ -21,6 +21,7 @@ from parallel_utils import (
     machine,
     peak_memory_bytes,
     plan_workers,
+    prepare_workers,
 )
 from zemosaic_align_stack import StackedRect, StackOptions, stack_frames
 from zemosaic_assembly import assemble
@@ -323,6 +324,7 @@ class _GridRun:
 
     def execute(self) -> RunResult:
         book, settings = self.book, self.settings
+        prepare_workers([__name__])
         with book.phase("plan"):
             records = read_frames(self.input_folder, book)
         with book.phase("canvas"):

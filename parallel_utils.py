@@ -11,12 +11,14 @@ import logging
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
+from multiprocessing import forkserver
 from typing import Any
 
 import psutil
@@ -32,6 +34,8 @@ WORKER_BASE_BYTES = 500 * 1024**2
 _SHARE_OF_FREE_MEMORY = 0.8
 _POLL_S = 0.2
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
+
+_START_METHOD = "forkserver" if sys.platform == "linux" else "spawn"
 
 _cancel_in_worker: CancelToken | None = None
 
@@ -93,9 +97,38 @@ def peak_memory_bytes() -> int:
     return int(peak) if os.uname().sysname == "Darwin" else int(peak) * 1024
 
 
-def _start_worker(flag: Any, started: Any, setup: Callable[[int], None] | None) -> None:
+def prepare_workers(modules: Sequence[str]) -> None:
+    """Let the workers of all pools to come start with `modules` loaded; returns at once.
+
+    On Linux they are forked from a server, a small process that loads the modules once and runs no thread: as
+    clean as a spawned process, at a tenth of the cost. Elsewhere forking is not safe, and nothing happens here.
+    """
+    if _START_METHOD == "forkserver":
+        multiprocessing.get_context(_START_METHOD).set_forkserver_preload(list(modules))
+        before = _set_threads("1")
+        forkserver.ensure_running()
+        _restore(before)
+
+
+def _set_threads(count: str) -> dict[str, str | None]:
+    """Limit the threads of libraries that processes started from now on load; return the environment before."""
+    before = {name: os.environ.get(name) for name in _THREAD_VARIABLES}
+    os.environ.update(dict.fromkeys(_THREAD_VARIABLES, count))
+    return before
+
+
+def _restore(environment: dict[str, str | None]) -> None:
+    for name, value in environment.items():
+        if value is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = value
+
+
+def _start_worker(flag: Any, started: Any, threads: str, setup: Callable[[int], None] | None) -> None:
     global _cancel_in_worker
     _cancel_in_worker = CancelToken(flag)
+    _set_threads(threads)
     # Ctrl-C reaches the whole process group; only the parent acts on it.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_leave_with_parent, daemon=True).start()
@@ -128,7 +161,7 @@ class WorkerDied(RuntimeError):
 
 
 class TaskPool:
-    """Worker processes (spawned) for the tasks of a run.
+    """Fresh worker processes for the tasks of a run.
 
     Parameters
     ----------
@@ -144,29 +177,25 @@ class TaskPool:
         self.n_workers = n_workers
         self._cancel = cancel
         self._setup = setup
-        self._context = multiprocessing.get_context("spawn")
+        self._context = multiprocessing.get_context(_START_METHOD)
         self._flag = self._context.Event()
         self._started = self._context.Value("i", 0)
         self._executor: ProcessPoolExecutor | None = None
         self._environment: dict[str, str | None] = {}
+        self._threads = "1"
 
     def __enter__(self) -> TaskPool:
         # Libraries read these when they load, and workers may be spawned at any time until the pool is closed.
         cores, _ = machine()
-        threads = str(max(1, cores // self.n_workers))
-        self._environment = {name: os.environ.get(name) for name in _THREAD_VARIABLES}
-        os.environ.update(dict.fromkeys(_THREAD_VARIABLES, threads))
+        self._threads = str(max(1, cores // self.n_workers))
+        self._environment = _set_threads(self._threads)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if kind is not None:
             self._flag.set()
         self._stop()
-        for name, value in self._environment.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
+        _restore(self._environment)
 
     def run(
         self, function: Callable[[Any], Any], tasks: Iterable[Any], *, retry: Callable[[Any], Any]
@@ -245,7 +274,7 @@ class TaskPool:
             self.n_workers,
             mp_context=self._context,
             initializer=_start_worker,
-            initargs=(self._flag, self._started, self._setup),
+            initargs=(self._flag, self._started, self._threads, self._setup),
         )
 
     def _look_for_cancel(self) -> None:

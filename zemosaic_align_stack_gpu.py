@@ -87,11 +87,16 @@ class DeviceStacker:
         return len(self.failures) >= MOST_FAILURES
 
     def slab_side(self, n_frames: int, n_channels: int) -> int:
-        """Return the side of the square slabs that fit into the device's free memory."""
+        """Return the side of the square slabs that fit into the device's free memory; the largest if it does not say."""
+        try:
+            free = self.device.free_bytes()
+        except self.device.errors as error:  # after some errors of CUDA every call fails
+            self.failures.append(_described(error))
+            return _SLAB_SIDE_PX
         samples = n_frames * n_channels * (4 + SAMPLE_BYTES) + 4 * n_frames  # the last: weights a pixel
         of_one_frame = max(RESAMPLE_BYTES_PER_PX + 4 * n_channels, 2 * PREPARE_BYTES_PER_PX)
         bytes_per_px = samples + n_channels * PIXEL_BYTES + of_one_frame
-        pixels = int(_SHARE_OF_FREE_MEMORY * self.device.free_bytes()) // bytes_per_px
+        pixels = int(_SHARE_OF_FREE_MEMORY * free) // bytes_per_px
         return min(max(_MIN_SLAB_SIDE_PX, int(pixels**0.5) - 2 * HALO_PX), _SLAB_SIDE_PX)
 
     def stack_slab(self, work: Stacking, slab: Rect) -> None:
@@ -115,7 +120,7 @@ class DeviceStacker:
             work.stack_slab(slab, lambda sources, wide: self._gather(work, sources, wide))
             return None
         except self.device.errors as error:
-            return "" if self.device.is_out_of_memory(error) else f"{type(error).__name__}: {error}"
+            return "" if self.device.is_out_of_memory(error) else _described(error)
         finally:
             self._release()
 
@@ -123,7 +128,7 @@ class DeviceStacker:
         try:
             self.device.release()
         except self.device.errors as error:
-            self.failures.append(f"{type(error).__name__}: {error}")
+            self.failures.append(_described(error))
 
     def _gather(self, work: Stacking, sources: list[FrameSource], wide: Rect) -> tuple[Any, Any]:
         """Return the samples (n, c, ny, nx) of frames in a rectangle, and their pixels' weights or None."""
@@ -173,6 +178,10 @@ class DeviceStacker:
         if self._table is None:
             self._table = self.device.upload(lanczos3_table())
         return self._table
+
+
+def _described(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}"
 
 
 def _halves(slab: Rect) -> tuple[Rect, Rect]:

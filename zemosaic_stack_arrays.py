@@ -20,7 +20,7 @@ _INF = np.float32(np.inf)
 _NAN = np.float32(np.nan)
 
 #: Bytes of temporary arrays per sample and per pixel that these functions hold at most, besides their arguments.
-SAMPLE_BYTES = 16
+SAMPLE_BYTES = 36
 PIXEL_BYTES = 160
 
 

@@ -96,8 +96,8 @@ def open_failing_kernel(index=0):
 
 
 def open_full(index=0):
-    """A device that says it has memory without end, so that slabs must be halved."""
-    return StrictDevice(8 * MEGABYTE, claimed_bytes=_ENDLESS)
+    """A device of 3 MiB that says it has memory without end: slabs of small surveys must be halved."""
+    return StrictDevice(3 * MEGABYTE, claimed_bytes=_ENDLESS)
 
 
 def open_tiny(index=0):

@@ -72,6 +72,15 @@ def threads(_task):
     return os.environ["OMP_NUM_THREADS"]
 
 
+def workers_of(process):
+    """The processes that a pool has started; not the server that they are forked from, nor the tracker."""
+    children = process.children(recursive=True)
+    if sys.platform == "linux":
+        servers = [p for p in children if "forkserver" in " ".join(p.cmdline()) and p.ppid() == process.pid]
+        return [p for server in servers for p in server.children(recursive=True)]
+    return [p for p in children if "spawn_main" in " ".join(p.cmdline())]
+
+
 def run(function, tasks, n_workers=2, retry=lambda task: task):
     with TaskPool(n_workers, CancelToken()) as pool:
         return list(pool.run(function, tasks, retry=retry))
@@ -109,7 +118,7 @@ def test_cancelling_stops_the_workers_and_leaves_none_behind():
         cancel.cancel()
         with pytest.raises(RunCancelled):
             next(outcomes)
-    assert [p for p in psutil.Process().children(recursive=True) if "spawn_main" in " ".join(p.cmdline())] == []
+    assert workers_of(psutil.Process()) == []
 
 
 def test_inner_threads_are_shared_out_among_the_workers_and_the_environment_is_put_back(monkeypatch):
@@ -144,8 +153,7 @@ def test_workers_leave_when_their_parent_is_killed(tmp_path):
     workers = []
     deadline = time.monotonic() + 30
     while len(workers) < 2 and time.monotonic() < deadline:
-        children = psutil.Process(parent.pid).children(recursive=True)
-        workers = [p for p in children if "spawn_main" in " ".join(p.cmdline())]
+        workers = workers_of(psutil.Process(parent.pid))
         time.sleep(0.1)
     assert len(workers) == 2
     parent.kill()
