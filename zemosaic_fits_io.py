@@ -30,7 +30,7 @@ from astropy.io.fits.hdu.compressed._compression import CfitsioException
 from astropy.utils.exceptions import AstropyWarning
 from astropy.wcs import WCS, SingularMatrixError
 
-from zemosaic_plain_image import PlainImage, Scaling
+from zemosaic_plain_image import ImageCache, PlainImage, Scaling
 from zemosaic_types import FrameError, FrameHeader, Rect
 
 logger = logging.getLogger("ZeMosaicWorker.fits_io")
@@ -225,8 +225,7 @@ def _sexagesimal_deg(text: str, *, is_ra: bool) -> float | None:
 def read_section(path: Path, header: FrameHeader, rect: Rect) -> np.ndarray:
     """Read a rectangle of a frame.
 
-    Of a plain file only the rows that it touches are read, of compressed tiles only those are unpacked; a gzipped
-    file is unpacked whole each time.
+    Of a plain file only the rows that it touches are read; a compressed one is unpacked whole and kept a while.
 
     Parameters
     ----------
@@ -350,12 +349,25 @@ def _read(path: Path, index: int, shape: tuple[int, int], rect: Rect) -> tuple[n
             return (plain.read(path, rect), scaling) if plain.shape == shape else (None, None)
     except (OSError, EOFError) as err:
         raise FrameError(_reason(err)) from err
+    key = path, index, about.st_size, about.st_mtime_ns
+    if (kept := _unpacked_images.get(key)) is None:
+        kept = _unpacked_images.keep(key, _unpack(path, index, shape))
+    stored, scaling = kept
+    return (None, None) if stored is None else (stored[(slice(None), *rect.slices)], scaling)
+
+
+#: A stack asks for many sections of a frame, one after the other: what had to be unpacked for one is kept a while.
+_unpacked_images = ImageCache(128 * 1024**2)
+
+
+def _unpack(path: Path, index: int, shape: tuple[int, int]) -> tuple[np.ndarray | None, Scaling | None]:
+    """Return the stored numbers (c, ny, nx) of a compressed image, and their scaling; None for another shape."""
     with _open(path) as (hdus, n_bytes):
         hdu = hdus[index]
         if not _has_image(hdu) or (geometry := _geometry(hdu.shape)).shape != shape:
             return None, None
         _check_length(path, hdus, index, n_bytes)
-        return _planes(hdu, geometry, rect), _scaling(hdu.header)
+        return _planes(hdu, geometry, Rect(0, shape[0], 0, shape[1])), _scaling(hdu.header)
 
 
 @functools.lru_cache(maxsize=4096)

@@ -1,4 +1,4 @@
-"""Stored numbers of an image: how they become values, and how they are read where they lie unpacked in a file.
+"""Stored numbers of an image: how they become values, are read where they lie unpacked in a file, or are kept.
 
 A stack reads a section of every frame for every slab; finding the image in its FITS file once is enough for all.
 """
@@ -6,6 +6,9 @@ A stack reads a section of every frame for every slab; finding the image in its 
 from __future__ import annotations
 
 import math
+import threading
+from collections import OrderedDict
+from collections.abc import Hashable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
@@ -104,3 +107,31 @@ class PlainImage:
                 raise EOFError("the file ends before its image does")
             view = view[count:]
         return block
+
+
+class ImageCache:
+    """The unpacked images asked for last, together with their scaling, up to a number of bytes; for any thread."""
+
+    def __init__(self, most_bytes: int) -> None:
+        self._most_bytes = most_bytes
+        self._images: OrderedDict[Hashable, tuple[np.ndarray | None, Scaling | None]] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def get(self, key: Hashable) -> tuple[np.ndarray | None, Scaling | None] | None:
+        """Return what is kept under a key, None if nothing is."""
+        with self._lock:
+            if key in self._images:
+                self._images.move_to_end(key)
+            return self._images.get(key)
+
+    def keep(
+        self, key: Hashable, image: tuple[np.ndarray | None, Scaling | None]
+    ) -> tuple[np.ndarray | None, Scaling | None]:
+        """Keep an image and return it; those not asked for longest make room."""
+        with self._lock:
+            self._images[key] = image
+            while (
+                sum(stored.nbytes for stored, _ in self._images.values() if stored is not None) > self._most_bytes
+            ):
+                self._images.popitem(last=False)
+        return image
