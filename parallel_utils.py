@@ -37,6 +37,8 @@ _THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS
 
 _START_METHOD = "forkserver" if sys.platform == "linux" else "spawn"
 
+_NO_MORE = object()
+
 _cancel_in_worker: CancelToken | None = None
 
 
@@ -207,7 +209,7 @@ class TaskPool:
         function : callable
             Module-level function of one task.
         tasks : iterable
-            Small picklable tasks.
+            Small picklable tasks, taken one by one as workers become free.
         retry : callable
             Returns the task to try, alone, after the process that worked on `task` died.
 
@@ -216,16 +218,19 @@ class TaskPool:
         RunCancelled
             When the run is cancelled, after the workers have stopped.
         """
-        waiting = deque(tasks)
+        source, exhausted = iter(tasks), False
         suspects: deque[tuple[Any, Any]] = deque()
         running: dict[Future, Any] = {}
-        while waiting or running or suspects:
+        while running or suspects or not exhausted:
             self._look_for_cancel()
             if suspects and not running:
                 yield self._run_alone(function, *suspects.popleft())
                 continue
-            while waiting and not suspects and len(running) < self.n_workers:
-                task = waiting.popleft()
+            while not (exhausted or suspects) and len(running) < self.n_workers:
+                task = next(source, _NO_MORE)
+                if task is _NO_MORE:
+                    exhausted = True
+                    break
                 try:
                     running[self._submit(function, task)] = task
                 except BrokenProcessPool:

@@ -87,7 +87,7 @@ class DeviceStacker:
         return len(self.failures) >= MOST_FAILURES
 
     def slab_side(self, n_frames: int, n_channels: int) -> int:
-        """Return the side of the square slabs that fit into the device's free memory; the largest if it does not say."""
+        """Return the side of the square slabs that fit into free memory, the largest if the device cannot say."""
         try:
             free = self.device.free_bytes()
         except self.device.errors as error:  # after some errors of CUDA every call fails

@@ -16,6 +16,7 @@ import logging
 import math
 import re
 import struct
+import threading
 import warnings
 import zlib
 from collections.abc import Iterable, Iterator
@@ -676,12 +677,16 @@ def _reason(err: Exception) -> str:
     return f"the file is damaged ({type(err).__name__}: {detail})"
 
 
+#: The filters of warnings belong to the process, and frames are read by several threads.
+_filters = threading.RLock()
+
+
 @contextlib.contextmanager
 def _quiet_astropy() -> Iterator[None]:
     """Silence astropy: what matters of its remarks on a header is checked here, the rest repeats by thousands."""
     log = logging.getLogger("astropy")
     level = log.level
-    with warnings.catch_warnings():
+    with _filters, warnings.catch_warnings():
         warnings.simplefilter("ignore", AstropyWarning)
         log.setLevel(max(level, logging.WARNING))
         try:

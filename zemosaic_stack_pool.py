@@ -23,10 +23,11 @@ logger = logging.getLogger("ZeMosaicWorker.stack")
 _FELL_BACK = "GPU stack failed, falling back to CPU"
 _GIGABYTE = 1024**3
 
-# Of a process that owns a GPU: its number among them, how to open it, and the GPU once it is open.
+# Of a process that owns a GPU: its index, how to open it, and the GPU once it is open, or that it could not be.
 _number = 0
 _open: Callable[[int], Device] | None = None
 _stacker: DeviceStacker | None = None
+_refused = False
 
 
 @dataclass(frozen=True)
@@ -63,13 +64,13 @@ def device_of_process() -> tuple[DeviceStacker | None, Callable[[], DeviceReport
 
     The report counts the failures since this call.
     """
-    global _stacker
+    global _stacker, _refused
     refusal: tuple[str, ...] = ()
-    if _stacker is None:
+    if _stacker is None and not _refused:
         try:
             _stacker = DeviceStacker(_open(_number))
         except DeviceUnavailable as error:
-            refusal = (str(error),)
+            _refused, refusal = True, (str(error),)
     if _stacker is None:
         return None, lambda: DeviceReport(_number, refusal, True)
     stacker, before = _stacker, len(_stacker.failures)

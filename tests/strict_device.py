@@ -4,6 +4,9 @@
 `open_device`; they can be pickled by reference, so that worker processes may be told to call them.
 """
 
+import os
+from dataclasses import replace
+
 from strict_namespace import StrictNamespace, StrictOutOfMemory
 from zemosaic_backend import DeviceInfo
 from zemosaic_types import DeviceUnavailable
@@ -34,6 +37,7 @@ class StrictDevice:
     """
 
     errors = (StrictOutOfMemory, StrictDeviceError)
+    compiles = False
 
     def __init__(self, capacity_bytes=None, fail_on=None, *, claimed_bytes=None):
         faults = dict(fail_on or {})
@@ -84,6 +88,21 @@ def open_stand_in(index=0):
     if index != 0:
         raise DeviceUnavailable(f"there is no GPU {index}; this machine shows 1, numbered from 0")
     return StrictDevice()
+
+
+def find_two():
+    return [replace(StrictDevice().info, index=index) for index in (0, 1)]
+
+
+def open_one_of_two(index=0):
+    device = StrictDevice()
+    device.info = find_two()[index]
+    return device
+
+
+def open_deadly(index=0):
+    """A device that takes its process with it when it sorts."""
+    return StrictDevice(fail_on={"sort": lambda _call: os._exit(9)})
 
 
 def open_broken(index=0):
