@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from zemosaic_align_stack_gpu import DeviceStacker
-from zemosaic_backend import to_host
+from zemosaic_backend import Device, to_host
 from zemosaic_frame_source import FrameSource, RadialWeight, StackFrame
 from zemosaic_reproject import Canvas
 from zemosaic_stack_core import HALO_PX, NoiseModel, StackResult, stack
@@ -127,7 +127,7 @@ class _Stacking:
     def __init__(self, frames: list[StackFrame], canvas: Canvas, rect: Rect, options: StackOptions) -> None:
         self.sources = [FrameSource(frame, canvas, options.kernel) for frame in frames]
         self.canvas, self.rect, self.options = canvas, rect, options
-        self.n_channels, self.radial = options.n_channels, options.radial
+        self.n_channels, self.radial, self.params = options.n_channels, options.radial, options.params
         self.whole = _empty_result(len(frames), options.n_channels, rect.shape)
         self.problems: dict[str, str] = {}
         with_alpha = any(source.header.alpha_hdu is not None for source in self.sources)
@@ -140,7 +140,9 @@ class _Stacking:
         for part in _cut(slab, shape):
             self.stack_slab(part, self._gather)
 
-    def stack_slab(self, slab: Rect, gather: Callable[..., tuple[Any, Any]]) -> None:
+    def stack_slab(
+        self, slab: Rect, gather: Callable[..., tuple[Any, Any]], *, device: Device | None = None
+    ) -> None:
         """Stack a slab from the samples that ``gather(sources, wide)`` returns, and keep the result."""
         wide = slab.grown(HALO_PX).intersect(self.canvas.rect)
         active = [k for k, source in enumerate(self.sources) if not source.part_of(wide).empty]
@@ -157,6 +159,7 @@ class _Stacking:
             pixel_weight=pixel_weight,
             halo=(slab.y0 - wide.y0, wide.y1 - slab.y1, slab.x0 - wide.x0, wide.x1 - slab.x1),
             threads=self.options.threads,
+            device=device,
         )
         # Everything comes over before anything is kept: a device may fail on the way.
         tally, *planes = (to_host(getattr(result, name)) for name in ("tally", *_PLANES))

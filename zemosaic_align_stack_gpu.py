@@ -9,6 +9,7 @@ A device that fails costs nothing but time: the slab is stacked on the host inst
 
 from __future__ import annotations
 
+import logging
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -16,7 +17,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from zemosaic_backend import Device
+from zemosaic_backend import Device, to_host
 from zemosaic_frame_arrays import (
     PREPARE_BYTES_PER_PX,
     RESAMPLE_BYTES_PER_PX,
@@ -29,8 +30,10 @@ from zemosaic_frame_source import MONO, FrameSource, RadialWeight
 from zemosaic_preprocess import ISOLATED_SIGMA
 from zemosaic_resample_kernels import lanczos3_table
 from zemosaic_stack_arrays import PIXEL_BYTES, SAMPLE_BYTES
-from zemosaic_stack_core import HALO_PX, normalise
-from zemosaic_types import FrameError, Rect
+from zemosaic_stack_core import HALO_PX, NoiseModel, normalise, stack
+from zemosaic_types import FrameError, Rect, StackParams
+
+logger = logging.getLogger("ZeMosaicWorker.stack")
 
 #: After so many failures the device is left alone for the rest of the run.
 MOST_FAILURES = 3
@@ -46,11 +49,17 @@ class Stacking(Protocol):
     """What a driver offers to a device: a rectangle that is being stacked."""
 
     n_channels: int
+    params: StackParams
     radial: RadialWeight | None
     weighs_pixels: bool
 
-    def stack_slab(self, slab: Rect, gather: Callable[..., tuple[Any, Any]]) -> None:
-        """Stack a slab from the samples that ``gather(sources, wide)`` returns, and keep the result."""
+    def stack_slab(
+        self, slab: Rect, gather: Callable[..., tuple[Any, Any]], *, device: Device | None = None
+    ) -> None:
+        """Stack a slab from the samples that ``gather(sources, wide)`` returns, and keep the result.
+
+        With `device` by its compiled kernels, else in array operations.
+        """
         ...
 
     def stack_on_host(self, slab: Rect) -> None:
@@ -80,6 +89,7 @@ class DeviceStacker:
         self.device = device
         self.failures: list[str] = []
         self._table: Any = None
+        self._trusted: dict[StackParams, bool] = {}
 
     @property
     def given_up(self) -> bool:
@@ -117,12 +127,38 @@ class DeviceStacker:
     def _try(self, work: Stacking, slab: Rect) -> str | None:
         """Stack a slab; return None, the reason of a failure, or nothing if memory was full."""
         try:
-            work.stack_slab(slab, lambda sources, wide: self._gather(work, sources, wide))
+            kernels = self.device if self._trusts_kernels(work.params) else None
+            work.stack_slab(slab, lambda sources, wide: self._gather(work, sources, wide), device=kernels)
             return None
         except self.device.errors as error:
             return "" if self.device.is_out_of_memory(error) else _described(error)
         finally:
             self._release()
+
+    def _trusts_kernels(self, params: StackParams) -> bool:
+        """Return whether the device's kernels give what array operations give; tried once, on made-up pixels."""
+        if not self.device.compiles:
+            return False
+        if params not in self._trusted:
+            self._trusted[params] = self._kernels_agree(params)
+            if not self._trusted[params]:
+                logger.warning("[GRID] the stack kernel of %s is wrong and not used", self.device.info.name)
+        return self._trusted[params]
+
+    def _kernels_agree(self, params: StackParams) -> bool:
+        rng = np.random.default_rng(0)
+        samples = rng.normal(100.0, 5.0, (9, 2, 24, 40)).astype(np.float32)
+        samples[rng.random(samples.shape) < 0.05] += 80.0
+        samples[rng.random(samples.shape) < 0.1] = np.nan
+        noise = NoiseModel(
+            *(rng.uniform(low, high, (9, 2)) for low, high in ((4, 6), (0, 1), (90, 100), (-0.4, 0.4)))
+        )
+        given = self.device.upload(samples), rng.uniform(0.5, 2.0, (9, 2)), noise, params
+        compiled, plain = stack(*given, halo=(1, 1, 1, 1), device=self.device), stack(*given, halo=(1, 1, 1, 1))
+        counts = (np.array_equal(to_host(compiled.coverage), to_host(plain.coverage)),)
+        counts += (np.array_equal(to_host(compiled.tally), to_host(plain.tally)),)
+        image, expected = to_host(compiled.image), to_host(plain.image)
+        return all(counts) and np.allclose(image, expected, rtol=1e-6, equal_nan=True)
 
     def _release(self) -> None:
         try:

@@ -106,11 +106,14 @@ class Device(Protocol):
         Namespace of its arrays.
     errors : tuple of exception classes
         Whatever the GPU itself may raise: out of memory, a failed launch, a kernel that does not compile.
+    compiles : bool
+        Whether it has CUDA kernels; without, all is done in array operations.
     """
 
     info: DeviceInfo
     xp: Any
     errors: tuple[type[BaseException], ...]
+    compiles: bool
 
     def upload(self, array: np.ndarray) -> Any:
         """Return a copy on the GPU, same shape and type, C-contiguous, in the byte order of the machine.
@@ -154,6 +157,8 @@ class Device(Protocol):
 
 class CudaDevice:
     """An NVIDIA GPU by way of CuPy; see `Device`. Made by `open_device`."""
+
+    compiles = True
 
     def __init__(self, cupy: ModuleType, info: DeviceInfo) -> None:
         self.info = info

@@ -226,7 +226,7 @@ def _sexagesimal_deg(text: str, *, is_ra: bool) -> float | None:
 def read_section(path: Path, header: FrameHeader, rect: Rect) -> np.ndarray:
     """Read a rectangle of a frame.
 
-    Of a plain file only the rows that it touches are read; a compressed one is unpacked whole and kept a while.
+    The image is read or unpacked whole, and kept a while; of a large plain one only the rows are read.
 
     Parameters
     ----------
@@ -345,20 +345,25 @@ def _read(path: Path, index: int, shape: tuple[int, int], rect: Rect) -> tuple[n
         raise ValueError(f"{rect} is not a rectangle of a frame of shape {shape}")
     try:
         about = path.stat()
-        plain, scaling = _plain_image(path, index, about.st_size, about.st_mtime_ns)
-        if plain is not None:
-            return (plain.read(path, rect), scaling) if plain.shape == shape else (None, None)
+        key = path, index, about.st_size, about.st_mtime_ns
+        plain, scaling = _plain_image(*key)
+        if plain is not None and plain.shape != shape:
+            return None, None
+        if plain is not None and plain.n_bytes > _MOST_KEPT_BYTES // 16:
+            return plain.read(path, rect), scaling
+        if (kept := _kept_images.get(key)) is None:
+            whole = Rect(0, shape[0], 0, shape[1])
+            image = _unpack(path, index, shape) if plain is None else (plain.read(path, whole), scaling)
+            kept = _kept_images.keep(key, image)
     except (OSError, EOFError) as err:
         raise FrameError(_reason(err)) from err
-    key = path, index, about.st_size, about.st_mtime_ns
-    if (kept := _unpacked_images.get(key)) is None:
-        kept = _unpacked_images.keep(key, _unpack(path, index, shape))
     stored, scaling = kept
     return (None, None) if stored is None else (stored[(slice(None), *rect.slices)], scaling)
 
 
-#: A stack asks for many sections of a frame, one after the other: what had to be unpacked for one is kept a while.
-_unpacked_images = ImageCache(128 * 1024**2)
+#: A stack asks for many sections of a frame, one after the other: what was read for one is kept a while.
+_MOST_KEPT_BYTES = 128 * 1024**2
+_kept_images = ImageCache(_MOST_KEPT_BYTES)
 
 
 def _unpack(path: Path, index: int, shape: tuple[int, int]) -> tuple[np.ndarray | None, Scaling | None]:

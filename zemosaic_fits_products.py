@@ -119,7 +119,7 @@ def write_png(path: Path, rgba: np.ndarray) -> None:
         raise ValueError(f"a picture is uint8 (ny, nx, 4) or (ny, nx), not {rgba.dtype} {rgba.shape}")
     # Encoded in memory: Pillow does not say why when the disk is full.
     encoded = io.BytesIO()
-    Image.fromarray(np.ascontiguousarray(rgba)).save(encoded, format="PNG", compress_level=3)
+    Image.fromarray(np.ascontiguousarray(rgba)).save(encoded, format="PNG", compress_level=1)
     write_bytes(path, encoded.getbuffer())
 
 

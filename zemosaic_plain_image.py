@@ -77,6 +77,11 @@ class PlainImage:
     shape: tuple[int, int]
     n_planes: int
 
+    @property
+    def n_bytes(self) -> int:
+        """Length of the image in the file."""
+        return math.prod(self.shape) * self.n_planes * np.dtype(self.dtype).itemsize
+
     def read(self, path: Path, rect: Rect) -> np.ndarray:
         """Return the numbers of a rectangle as they are stored, (c, h, w); of colours the first three.
 

@@ -19,6 +19,7 @@ ISOLATED_SIGMA = 8.0
 MAD_TO_SIGMA = 1.482602218505602
 
 _MAX_SAMPLES = 65_536
+_CHUNK_PX = 64
 _COLOURS = "RGB"
 
 
@@ -150,16 +151,33 @@ def replace_isolated(raw, colours, sky, noise, threshold):
     out = raw.copy()
     mono = colours[0, 0] == colours[0, 1]
     step = 1 if mono else 2
+    level, limit = np.empty((2, nx)), np.empty((2, nx))
+    for x in range(nx):
+        for phase in range(2):
+            colour = colours[phase, x & 1]
+            level[phase, x], limit[phase, x] = sky[colour], threshold * noise[colour]
     for y in range(ny):
-        for x in range(nx):
-            colour = colours[y & 1, x & 1]
-            excess = raw[y, x] - sky[colour]
-            if not abs(excess) > threshold * noise[colour]:
+        for x0 in range(0, nx, _CHUNK_PX):
+            x1 = min(nx, x0 + _CHUNK_PX)
+            if not _any_far(raw[y, x0:x1], level[y & 1, x0:x1], limit[y & 1, x0:x1]):
                 continue
-            if excess > 0 and _neighbour_excess(raw, colours, sky, y, x) > 0.15 * excess:
-                continue
-            out[y, x] = _same_colour_median(raw, y, x, step)
+            for x in range(x0, x1):
+                excess = raw[y, x] - level[y & 1, x]
+                if not abs(excess) > limit[y & 1, x]:
+                    continue
+                if excess > 0 and _neighbour_excess(raw, colours, sky, y, x) > 0.15 * excess:
+                    continue
+                out[y, x] = _same_colour_median(raw, y, x, step)
     return out
+
+
+@nb.njit(cache=True, nogil=True, inline="always")
+def _any_far(values, level, limit):
+    """Return whether a value is further from its level than its limit; without a branch, so it runs in vectors."""
+    found = np.int32(0)
+    for x in range(values.shape[0]):
+        found = np.int32(found | np.int32(abs(values[x] - level[x]) > limit[x]))
+    return found != 0
 
 
 @nb.njit(cache=True, nogil=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-from scipy.optimize import brentq
 
 MAX_PREVIEW_PX = 3200
 
@@ -79,15 +78,10 @@ def stretch(image: np.ndarray) -> np.ndarray:
 
 
 def _softening(sky: float) -> float:
-    """Return the asinh softening that shows a sky of this share of the span at `_SKY_BRIGHTNESS`."""
-
-    def excess(a: float) -> float:
-        return float(np.arcsinh(sky / a) / np.arcsinh(1.0 / a)) - _SKY_BRIGHTNESS
-
-    low, high = 1e-4, 1.0
-    if not excess(low) > 0 > excess(high):
-        return high if excess(high) >= 0 else low
-    return float(brentq(excess, low, high))
+    """Return the asinh softening, 1e-4 to 1, that shows a sky of this share of the span at `_SKY_BRIGHTNESS`."""
+    softening = np.geomspace(1.0, 1e-4, 1001)
+    brightness = np.arcsinh(sky / softening) / np.arcsinh(1.0 / softening)  # ascending
+    return float(np.exp(np.interp(_SKY_BRIGHTNESS, brightness, np.log(softening))))
 
 
 def _levels(plane: np.ndarray) -> tuple[float, float, float]:

@@ -5,8 +5,9 @@ value a pixel. The work is cut in two: a rejection names the bounds between whic
 combination turns the survivors into one value; every rejection goes with every combination.
 
 `stack_arrays` says what is computed, in plain array operations of the namespace that its arrays come from: numpy,
-or CuPy on a device. For numpy arrays `stack` takes the compiled loops of `zemosaic_stack_kernels` instead, which
-do the same arithmetic; the tests hold both to identical rejections.
+or CuPy on a device. For numpy arrays `stack` takes the compiled loops of `zemosaic_stack_kernels` instead, on a
+device that it is given the kernels of `zemosaic_stack_cuda`, which do the same arithmetic; the tests hold all to
+identical rejections.
 
 Rejections
 ----------
@@ -42,8 +43,9 @@ from typing import Any
 import numpy as np
 
 import zemosaic_stack_kernels as kernels
-from zemosaic_backend import namespace_of
+from zemosaic_backend import Device, namespace_of
 from zemosaic_stack_arrays import combine_arrays, model_bounds, sample_bounds
+from zemosaic_stack_cuda import can_stack, stack_on_cuda
 from zemosaic_types import StackParams
 
 #: Share of the step to the neighbouring pixel that enters the spread: what a residual misalignment of so many
@@ -168,6 +170,7 @@ def stack(
     pixel_weight: Any = None,
     halo: tuple[int, int, int, int] = (0, 0, 0, 0),
     threads: int = 1,
+    device: Device | None = None,
 ) -> StackResult:
     """Reject and combine the normalised samples of a rectangle.
 
@@ -186,6 +189,9 @@ def stack(
         the steepness of the border is known; they are not in the result.
     threads : int
         Threads of the compiled loops; they leave no trace in the result.
+    device : Device, optional
+        The GPU that `data` is on, to be stacked by its kernels; without it, with weights of pixels, for a median
+        and for very many frames array operations do it.
 
     Returns
     -------
@@ -195,10 +201,15 @@ def stack(
     ------
     ValueError
         If a method is unknown or shapes disagree.
+    one of ``device.errors``
+        If the GPU fails.
     """
-    if not isinstance(data, np.ndarray):
-        return stack_arrays(data, weight, noise, params, pixel_weight=pixel_weight, halo=halo)
     _check(data, weight, noise, params)
+    if not isinstance(data, np.ndarray):
+        plain = pixel_weight is None and params.combine == "mean"
+        if device is not None and plain and can_stack(data.shape, halo):
+            return StackResult(*stack_on_cuda(device, data, *_given(data, weight, noise, params), halo))
+        return stack_arrays(data, weight, noise, params, pixel_weight=pixel_weight, halo=halo)
     data = _with_weight(np, data, pixel_weight)
     return _stack_compiled(data, weight, noise, params, pixel_weight, halo, threads)
 
@@ -278,6 +289,18 @@ def _shares() -> tuple[np.float32, ...]:
     return tuple(np.float32(v) for v in (STEEPNESS_SHARE**2, slopes, 2.5 * slopes, BLUR_SHARE))
 
 
+def _given(data: Any, weight: np.ndarray, noise: NoiseModel, params: StackParams) -> tuple[Any, ...]:
+    """Return weight, noise, method, clip, to_sigma and shares as the compiled loops take them."""
+    n = data.shape[0]
+    clip = (
+        (float(params.kappa_low), float(params.kappa_high)),
+        params.max_iterations,
+        (float(params.winsor_limits[0]), float(params.winsor_limits[1])),
+    )
+    weight = np.ascontiguousarray(weight, dtype=np.float64)
+    return weight, noise.table(), _method(params, n), clip, _proven_sigma(params, n), _shares()
+
+
 def _stack_compiled(
     data: np.ndarray,
     weight: np.ndarray,
@@ -291,20 +314,12 @@ def _stack_compiled(
     n, channels, ny, nx = data.shape
     shape = (channels, ny - halo[0] - halo[1], nx - halo[2] - halo[3])
     filled = np.empty(shape, np.float32), np.empty(shape, np.float32), np.empty((3, *shape), np.int32)
-    clip = (
-        (float(params.kappa_low), float(params.kappa_high)),
-        params.max_iterations,
-        (float(params.winsor_limits[0]), float(params.winsor_limits[1])),
-    )
+    weight, *model = _given(data, weight, noise, params)
     given = (
         np.ascontiguousarray(data),
-        np.ascontiguousarray(weight, dtype=np.float64),
+        weight,
         np.empty((0, 1, 1), np.float32) if pixel_weight is None else np.ascontiguousarray(pixel_weight),
-        noise.table(),
-        _method(params, n),
-        clip,
-        _proven_sigma(params, n),
-        _shares(),
+        *model,
         params.combine == "median",
     )
 

@@ -10,6 +10,7 @@ import argparse
 import json
 import os
 import platform
+import resource
 import statistics
 import subprocess
 import sys
@@ -73,15 +74,37 @@ def measure(command: Sequence[str | Path], *, folder: Path, env: dict[str, str] 
 
 def _launch(result: str, command: list[str]) -> int:
     """Run a command, write its `Usage` as JSON; return its exit status."""
+    _adopt_orphans()
     start = time.perf_counter()
     process = subprocess.Popen(command)
     _, status, used = os.wait4(process.pid, 0)  # of the command and of every child that it waited for
     wall = time.perf_counter() - start
+    parts = [used, *_orphans()]
     unit = 1 if sys.platform == "darwin" else 1024
-    usage = Usage(used.ru_utime, used.ru_stime, wall, used.ru_maxrss * unit)
+    peak = max(part.ru_maxrss for part in parts) * unit
+    usage = Usage(sum(part.ru_utime for part in parts), sum(part.ru_stime for part in parts), wall, peak)
     Path(result).write_text(json.dumps(asdict(usage)), encoding="utf-8")
     code = os.waitstatus_to_exitcode(status)
     return code if code >= 0 else 128 - code
+
+
+def _adopt_orphans() -> None:
+    """Become the parent of every process that a command leaves behind, such as a server of its workers."""
+    if sys.platform == "linux":
+        import ctypes
+
+        set_child_subreaper = 36
+        if ctypes.CDLL(None, use_errno=True).prctl(set_child_subreaper, 1, 0, 0, 0):
+            raise OSError(ctypes.get_errno(), "processes left behind cannot be adopted, nor counted")
+
+
+def _orphans() -> Iterable[resource.struct_rusage]:
+    """Wait for all that a command left behind and yield what each used, with the children that it waited for."""
+    while True:
+        try:
+            yield os.wait4(-1, 0)[2]
+        except ChildProcessError:
+            return
 
 
 def median_usage(runs: Sequence[Usage]) -> Usage:

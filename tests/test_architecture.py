@@ -17,6 +17,7 @@ FLOORS = [
     {"parallel_utils", "zemosaic_backend", "zemosaic_fits_io", "zemosaic_fits_products", "zemosaic_plan_table"},
     {"zemosaic_clip_kernels", "zemosaic_resample_kernels", "zemosaic_stack_arrays"},
     {"zemosaic_stack_kernels"},
+    {"zemosaic_stack_cuda"},
     {
         "zemosaic_preprocess",
         "zemosaic_stack_core",

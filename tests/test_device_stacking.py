@@ -15,6 +15,7 @@ from astropy.io import fits
 
 import strict_device
 import zemosaic_align_stack_gpu as driver
+import zemosaic_stack_core
 from strict_device import StrictDevice, StrictDeviceError
 from strict_namespace import StrictOutOfMemory, at_call
 from surveys import survey_in
@@ -29,6 +30,7 @@ from zemosaic_plan import load_frames, plan_from_folder
 from zemosaic_preprocess import bayer_colours, demosaic
 from zemosaic_reproject import Canvas, optimal_canvas
 from zemosaic_resample_kernels import lanczos3_table
+from zemosaic_stack_core import NoiseModel, stack_arrays
 from zemosaic_synthetic import SurveySpec
 from zemosaic_types import DeviceUnavailable, Rect, RunCancelled, StackParams
 
@@ -447,3 +449,31 @@ def test_a_real_gpu_gives_the_same_to_the_rounding_of_float32(scene_of, gpu_devi
         assert flips <= 1e-6 * samples
         assert np.abs(difference).max() <= 1e-3
         assert rms <= 1e-4
+
+
+class CompilingDevice(StrictDevice):
+    """A stand-in that pretends to have CUDA kernels; what they give is patched in by a test."""
+
+    compiles = True
+
+
+@pytest.mark.parametrize("right", [True, False], ids=["right", "wrong"])
+def test_kernels_of_a_device_are_used_only_if_they_give_what_array_operations_give(right, monkeypatch, caplog):
+    """A kernel that computes nonsense, by a fault of ours or of a compiler, must not reach a mosaic."""
+    calls = []
+
+    def kernel(_device, data, weight, *_model_and_halo):
+        calls.append(data.shape)
+        params, model = StackParams(reject="none"), NoiseModel(np.ones(weight.shape))
+        result = stack_arrays(data, weight, model, params, halo=_model_and_halo[-1])
+        return tuple(vars(result).values())
+
+    monkeypatch.setattr(zemosaic_stack_core, "stack_on_cuda", kernel)
+    # The patched kernel rejects nothing, which is right only where nothing is to be rejected.
+    params = StackParams(reject="none") if right else StackParams()
+    stacker = DeviceStacker(CompilingDevice())
+    assert stacker._trusts_kernels(params) is right
+    assert stacker._trusts_kernels(params) is right
+    assert len(calls) == 1
+    assert ("is wrong and not used" in caplog.text) is not right
+    assert stacker.failures == []
