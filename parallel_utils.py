@@ -14,11 +14,13 @@ import signal
 import sys
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from multiprocessing import forkserver
+from multiprocessing.context import BaseContext
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -34,8 +36,6 @@ WORKER_BASE_BYTES = 500 * 1024**2
 _SHARE_OF_FREE_MEMORY = 0.8
 _POLL_S = 0.2
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
-
-_START_METHOD = "forkserver" if sys.platform == "linux" else "spawn"
 
 _NO_MORE = object()
 
@@ -105,32 +105,46 @@ def prepare_workers(modules: Sequence[str]) -> None:
     On Linux they are forked from a server, a small process that loads the modules once and runs no thread: as
     clean as a spawned process, at a tenth of the cost. Elsewhere forking is not safe, and nothing happens here.
     """
-    if _START_METHOD == "forkserver":
-        multiprocessing.get_context(_START_METHOD).set_forkserver_preload(list(modules))
-        before = _set_threads("1")
-        forkserver.ensure_running()
-        _restore(before)
+    if sys.platform == "linux":
+        multiprocessing.get_context("forkserver").set_forkserver_preload(list(modules))
+        _context_of_workers()
 
 
-def _set_threads(count: str) -> dict[str, str | None]:
-    """Limit the threads of libraries that processes started from now on load; return the environment before."""
-    before = {name: os.environ.get(name) for name in _THREAD_VARIABLES}
-    os.environ.update(dict.fromkeys(_THREAD_VARIABLES, count))
-    return before
+def _context_of_workers() -> BaseContext:
+    """Return how workers are started: by the running server, or spawned where there is none."""
+    if sys.platform == "linux":
+        # The server must find the modules that this process finds, and no others.
+        path = os.pathsep.join(entry for entry in sys.path if Path(entry).is_absolute())
+        values = {"PYTHONPATH": path, "PYTHONSAFEPATH": "1", **dict.fromkeys(_THREAD_VARIABLES, "1")}
+        before = _set_environment(values)
+        try:
+            forkserver.ensure_running()
+            return multiprocessing.get_context("forkserver")
+        except OSError as error:  # its socket lies in the folder for temporary files, whose path may be too long
+            logger.warning("[GRID] workers are started one by one, since no server for them can run: %s", error)
+        finally:
+            _set_environment(before)
+    return multiprocessing.get_context("spawn")
 
 
-def _restore(environment: dict[str, str | None]) -> None:
-    for name, value in environment.items():
+def _set_environment(values: Mapping[str, str | None]) -> dict[str, str | None]:
+    """Set variables, or remove those that are None; return what they were before."""
+    before = {name: os.environ.get(name) for name in values}
+    for name, value in values.items():
         if value is None:
             os.environ.pop(name, None)
         else:
             os.environ[name] = value
+    return before
 
 
-def _start_worker(flag: Any, started: Any, threads: str, setup: Callable[[int], None] | None) -> None:
+def _start_worker(
+    flag: Any, started: Any, environment: dict[str, str], setup: Callable[[int], None] | None
+) -> None:
     global _cancel_in_worker
     _cancel_in_worker = CancelToken(flag)
-    _set_threads(threads)
+    os.environ.clear()
+    os.environ.update(environment)
     # Ctrl-C reaches the whole process group; only the parent acts on it.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_leave_with_parent, daemon=True).start()
@@ -179,25 +193,25 @@ class TaskPool:
         self.n_workers = n_workers
         self._cancel = cancel
         self._setup = setup
-        self._context = multiprocessing.get_context(_START_METHOD)
+        self._context = _context_of_workers()
         self._flag = self._context.Event()
         self._started = self._context.Value("i", 0)
         self._executor: ProcessPoolExecutor | None = None
         self._environment: dict[str, str | None] = {}
-        self._threads = "1"
 
     def __enter__(self) -> TaskPool:
-        # Libraries read these when they load, and workers may be spawned at any time until the pool is closed.
+        # Libraries read these when they load, and workers may be started at any time until the pool is closed.
+        # What a server of workers has loaded before runs in one thread.
         cores, _ = machine()
-        self._threads = str(max(1, cores // self.n_workers))
-        self._environment = _set_threads(self._threads)
+        threads = str(max(1, cores // self.n_workers))
+        self._environment = _set_environment(dict.fromkeys(_THREAD_VARIABLES, threads))
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if kind is not None:
             self._flag.set()
         self._stop()
-        _restore(self._environment)
+        _set_environment(self._environment)
 
     def run(
         self, function: Callable[[Any], Any], tasks: Iterable[Any], *, retry: Callable[[Any], Any]
@@ -279,7 +293,7 @@ class TaskPool:
             self.n_workers,
             mp_context=self._context,
             initializer=_start_worker,
-            initargs=(self._flag, self._started, self._threads, self._setup),
+            initargs=(self._flag, self._started, dict(os.environ), self._setup),
         )
 
     def _look_for_cancel(self) -> None:

@@ -126,14 +126,14 @@ class DeviceStacker:
 
     def _try(self, work: Stacking, slab: Rect) -> str | None:
         """Stack a slab; return None, the reason of a failure, or nothing if memory was full."""
+        reason: str | None = None
         try:
             kernels = self.device if self._trusts_kernels(work.params) else None
             work.stack_slab(slab, lambda sources, wide: self._gather(work, sources, wide), device=kernels)
-            return None
         except self.device.errors as error:
-            return "" if self.device.is_out_of_memory(error) else _described(error)
-        finally:
-            self._release()
+            reason = "" if self.device.is_out_of_memory(error) else _described(error)
+        self._release(failed=bool(reason))
+        return reason
 
     def _trusts_kernels(self, params: StackParams) -> bool:
         """Return whether the device's kernels give what array operations give; tried once, on made-up pixels."""
@@ -160,11 +160,13 @@ class DeviceStacker:
         image, expected = to_host(compiled.image), to_host(plain.image)
         return all(counts) and np.allclose(image, expected, rtol=1e-6, equal_nan=True)
 
-    def _release(self) -> None:
+    def _release(self, *, failed: bool) -> None:
+        """Give memory back; a device that has just failed is not counted once more if it cannot do that either."""
         try:
             self.device.release()
         except self.device.errors as error:
-            self.failures.append(_described(error))
+            if not failed:
+                self.failures.append(_described(error))
 
     def _gather(self, work: Stacking, sources: list[FrameSource], wide: Rect) -> tuple[Any, Any]:
         """Return the samples (n, c, ny, nx) of frames in a rectangle, and their pixels' weights or None."""

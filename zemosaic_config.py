@@ -112,7 +112,7 @@ OPTIONS: tuple[Option, ...] = (
            "How the samples that are left become one value.", choices=("mean", "median")),
     Option("reject_spread", "choice", "auto", _STACKING,
            "Where the spread of a pixel's samples comes from: auto = robust spread of the samples and the "
-           "measured noise of the frames; sample = textbook standard deviation.",
+           "measured noise of the frames; sample = textbook standard deviation; noise_model = the noise alone.",
            choices=("auto", "sample", "noise_model"), advanced=True),
     Option("apply_radial_weight", "bool", False, _STACKING, "Lower a frame's weight towards its corners."),
     Option("radial_feather_fraction", "float", 0.8, _STACKING,

@@ -288,9 +288,9 @@ def resample(
 ) -> Array:
     """Resample a section of a frame onto a rectangle of the canvas.
 
-    ``bilinear`` gives the compiled result bit for bit; so does ``lanczos3`` where all its taps are there, and
-    elsewhere within the rounding of float64 sums before they are cut to float32. The working memory is
-    `RESAMPLE_BYTES_PER_PX` for a canvas pixel and a copy of `planes`, 4 px larger on each side.
+    ``bilinear`` gives the compiled result bit for bit; so does ``lanczos3`` where the eight by six pixels from its
+    first tap on are there, and elsewhere within the rounding of float64 sums before they are cut to float32. The
+    working memory is `RESAMPLE_BYTES_PER_PX` for a canvas pixel and a copy of `planes`, 4 px larger on each side.
 
     Parameters
     ----------

@@ -11,14 +11,11 @@ import numpy as np
 
 from zemosaic_fits_io import frame_wcs
 from zemosaic_frame_source import StackFrame
-from zemosaic_measure import MeasuredFrame
+from zemosaic_measure import FWHM_OF_SIGMA, MeasuredFrame
 from zemosaic_photometry import Match, solve_match
 from zemosaic_reproject import Canvas, centre_icrs, pixel_scale_deg, sample_noise
 from zemosaic_tiling import overlapping_pairs, separate_isolated, thin_pairs
 from zemosaic_types import FrameRecord, FrameSolution, LeftOut, Rect
-
-#: Full width at half maximum of a normal distribution over its standard deviation.
-FWHM_OF_SIGMA = 2.354820045030949
 
 #: A frame this much fainter than the average one (clouds) adds noise only.
 MAX_GAIN = 20.0
@@ -193,14 +190,16 @@ def _stack_frame(m: MeasuredFrame, match: Match, k: int, blur: float, options: M
 def _photon_variance(m: MeasuredFrame) -> np.ndarray:
     """Return the variance that a unit of light adds to an original pixel, a value a channel, frame units.
 
-    The inverse of the camera's gain where the header says it; else the sky's variance over its level, as if that
-    were photon noise alone and its level all light: read-out noise makes it larger, an offset smaller.
+    The inverse of the camera's gain where the header says it, and not of pixels that were scaled since: an
+    electron is not more than the noise. Else the sky's variance over its level, as if that were photon noise alone
+    and its level all light: read-out noise makes it larger, an offset smaller.
     """
     sky, noise = m.measure.sky, m.measure.noise
     known = m.record.header.electrons_per_adu
-    if known is not None and known > 0:
-        return np.full_like(sky, 1.0 / known)
-    return np.square(noise) / np.maximum(sky, noise)
+    estimate = np.square(noise) / np.maximum(sky, noise)
+    if known is None or not known > 0:
+        return estimate
+    return np.where(1.0 / known <= noise, 1.0 / known, estimate)
 
 
 def _weight(method: str, noise: np.ndarray, fwhm_px: float) -> np.ndarray:

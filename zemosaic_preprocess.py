@@ -59,14 +59,16 @@ def half_planes(raw: np.ndarray, bayer: str) -> np.ndarray:
     return planes
 
 
-def binned(planes: np.ndarray) -> np.ndarray:
-    """Return means of 2 x 2 pixels, (c, ny // 2, nx // 2) float32; NaN if one of them is.
+def binned(planes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return means and largest values of 2 x 2 pixels, (c, ny // 2, nx // 2) float32; NaN if one of them is.
 
     Pixel (j, i) is centred at (2 j + 0.5, 2 i + 0.5); an odd last row or column is dropped.
     """
     ny, nx = planes.shape[1] // 2 * 2, planes.shape[2] // 2 * 2
-    rows = planes[:, 0:ny:2, :nx] + planes[:, 1:ny:2, :nx]
-    return (rows[:, :, 0::2] + rows[:, :, 1::2]) * np.float32(0.25)
+    above, below = planes[:, 0:ny:2, :nx], planes[:, 1:ny:2, :nx]
+    rows, peaks = above + below, np.maximum(above, below)
+    means = (rows[:, :, 0::2] + rows[:, :, 1::2]) * np.float32(0.25)
+    return means, np.maximum(peaks[:, :, 0::2], peaks[:, :, 1::2])
 
 
 def sky_and_noise(plane: np.ndarray) -> tuple[float, float]:

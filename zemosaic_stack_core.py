@@ -179,7 +179,7 @@ def stack(
     data : array of any namespace, shape (n, c, ny, nx), float32
         Samples in frame order; NaN = no data, infinities are not allowed. Not altered.
     weight : ndarray, shape (n, c), float64, on the host
-        Relative weight of each frame.
+        Relative weight of each frame, positive.
     noise : NoiseModel
     params : StackParams
     pixel_weight : array of the namespace of `data`, shape (n, ny, nx), float32, optional
@@ -254,6 +254,8 @@ def rejection_bounds(data: Any, noise: NoiseModel, params: StackParams) -> tuple
 def _check(data: Any, weight: np.ndarray, noise: NoiseModel, params: StackParams) -> None:
     if data.ndim != 4 or weight.shape != data.shape[:2] or noise.sky.shape != data.shape[:2]:
         raise ValueError(f"data {data.shape}, weight {weight.shape} and noise {noise.sky.shape} disagree")
+    if not (weight > 0).all():
+        raise ValueError("weights of frames must be positive")
     if params.reject != "none" and params.reject not in _SAMPLE_METHODS:
         raise ValueError(f"unknown rejection {params.reject!r}; known: none, {', '.join(_SAMPLE_METHODS)}")
     if params.combine not in ("mean", "median"):

@@ -8,7 +8,7 @@ cache then.
 
 Axes are (n, c, ny, nx); NaN = no data. Sums are float64 and run in frame order, so neither strips nor threads
 leave a trace. Each loop touches few arrays: where many would have to be proven disjoint the compiler gives up on
-vectors. The same arithmetic in array operations is in `zemosaic_stack_core`.
+vectors. The same arithmetic in array operations is in `zemosaic_stack_arrays`.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ from functools import partial
 from typing import Any, Protocol
 
 from parallel_utils import Outcome, TaskPool
-from zemosaic_align_stack_gpu import DeviceStacker
+from zemosaic_align_stack_gpu import MOST_FAILURES, DeviceStacker
 from zemosaic_backend import Device, DeviceInfo, find_devices, open_device
 from zemosaic_runbook import RunBook
 from zemosaic_types import DeviceUnavailable
@@ -146,7 +146,7 @@ class StackPool:
         indices = tuple(info.index for info in self.devices)
 
         def feed() -> Iterator[Any]:
-            while left and len(alone) < len(indices):
+            while left and len(alone) < len(indices) and len(undone) < MOST_FAILURES:
                 yield replace(left.pop(0), on_device=True)
 
         setup = partial(_own_device, self.access.open, indices)
@@ -159,6 +159,8 @@ class StackPool:
                     continue
                 self._note(outcome.value.device, alone)
                 yield replace(outcome, task=task)
+        if len(undone) >= MOST_FAILURES:
+            self.book.say("the GPUs are left alone for the rest of the run", "WARNING")
         left[:0] = undone
 
     def _note(self, report: DeviceReport, alone: set[int]) -> None:

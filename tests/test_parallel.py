@@ -160,3 +160,53 @@ def test_workers_leave_when_their_parent_is_killed(tmp_path):
     parent.wait()
     _, alive = psutil.wait_procs(workers, timeout=20)
     assert alive == []
+
+
+def where_from(_task):
+    import grid_mode
+
+    return grid_mode.__file__, dict(os.environ)
+
+
+def test_workers_load_the_modules_of_this_process_not_those_of_the_folder_it_runs_in(tmp_path):
+    """A folder may hold another program's modules of the same names. The environment is that of this process."""
+    import subprocess
+
+    (tmp_path / "grid_mode.py").write_text("WRONG = True\n", encoding="utf-8")
+    script = tmp_path / "elsewhere" / "parent.py"
+    script.parent.mkdir()
+    script.write_text(
+        "import os\n"
+        "from parallel_utils import TaskPool, prepare_workers\n"
+        "from zemosaic_events import CancelToken\n"
+        "from test_parallel import where_from\n"
+        "if __name__ == '__main__':\n"
+        "    prepare_workers(['grid_mode'])\n"
+        "    os.environ['SET_LATE'] = 'yes'\n"
+        "    with TaskPool(1, CancelToken()) as pool:\n"
+        "        (outcome,) = pool.run(where_from, [0], retry=lambda t: t)\n"
+        "    file, environment = outcome.value\n"
+        "    print(file, environment['SET_LATE'], 'PYTHONSAFEPATH' in environment)\n",
+        encoding="utf-8",
+    )
+    here = Path(__file__).parent
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(here), str(here.parent)])}
+    done = subprocess.run([sys.executable, str(script)], env=env, cwd=tmp_path, capture_output=True, text=True)
+    assert done.stdout.split() == [str(here.parent / "grid_mode.py"), "yes", "False"], done.stderr
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere there is no server of workers")
+def test_a_folder_for_temporary_files_with_a_long_name_costs_only_the_server(tmp_path):
+    import subprocess
+
+    long = tmp_path / ("t" * 120)
+    long.mkdir()
+    code = "import test_parallel as t; print([o.value for o in t.run(t.double, range(3))])"
+    script = tmp_path / "parent.py"
+    script.write_text(f"if __name__ == '__main__':\n    {code}\n", encoding="utf-8")
+    here = Path(__file__).parent
+    path = os.pathsep.join([str(here), str(here.parent)])
+    env = {**os.environ, "PYTHONPATH": path, "TMPDIR": str(long)}
+    done = subprocess.run([sys.executable, str(script)], env=env, capture_output=True, text=True)
+    assert sorted(eval(done.stdout)) == [0, 2, 4], done.stderr
+    assert "workers are started one by one" in done.stderr

@@ -8,6 +8,7 @@ from zemosaic_preprocess import (
     ISOLATED_SIGMA,
     SUPPORT_PX,
     bayer_colours,
+    binned,
     demosaic,
     half_planes,
     replace_isolated,
@@ -126,3 +127,15 @@ def test_coarsely_quantised_noise_is_not_taken_for_a_constant():
 def test_sky_and_noise_of_nothing_are_nan_and_of_a_constant_zero():
     assert np.isnan(sky_and_noise(np.full((5, 5), np.nan, np.float32))).all()
     assert sky_and_noise(np.full((5, 5), 3.0, np.float32)) == (3.0, 0.0)
+
+
+def test_means_of_two_by_two_pixels_and_their_peaks():
+    planes = np.arange(2 * 5 * 7, dtype=np.float32).reshape(2, 5, 7)
+    planes[1, 3, 5] = np.nan
+    means, peaks = binned(planes)
+    assert means.shape == peaks.shape == (2, 2, 3)
+    for c, j, i in np.ndindex(2, 2, 3):
+        block = planes[c, 2 * j : 2 * j + 2, 2 * i : 2 * i + 2]
+        np.testing.assert_equal(means[c, j, i], block.mean())
+        np.testing.assert_equal(peaks[c, j, i], block.max())
+    assert np.isnan(means[1, 1, 2])
