@@ -18,7 +18,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
-from multiprocessing import forkserver
 from multiprocessing.context import BaseContext
 from pathlib import Path
 from typing import Any
@@ -113,6 +112,8 @@ def prepare_workers(modules: Sequence[str]) -> None:
 def _context_of_workers() -> BaseContext:
     """Return how workers are started: by the running server, or spawned where there is none."""
     if sys.platform == "linux":
+        from multiprocessing import forkserver  # made for POSIX systems only
+
         # The server must find the modules that this process finds, and no others.
         path = os.pathsep.join(entry for entry in sys.path if Path(entry).is_absolute())
         values = {"PYTHONPATH": path, "PYTHONSAFEPATH": "1", **dict.fromkeys(_THREAD_VARIABLES, "1")}
