@@ -185,8 +185,8 @@ class DeviceStacker:
                 work.miss(source, str(error))
                 continue
             data[(row, slice(None), *at)] = self._samples(source, section, pixels, part)
-            solution = source.frame.solution
-            normalise(data[row][None], np.array([solution.gain]), np.array([solution.offset]))
+            rows, columns = (a if a is None else self.device.upload(a) for a in source.ramps(part))
+            normalise(data[(row, slice(None), *at)], np.array(source.frame.solution.gain), rows, columns)
         return data, weight
 
     def _samples(self, source: FrameSource, section: Rect, raw: np.ndarray, part: Rect) -> Any:

@@ -103,8 +103,21 @@ class FrameSource:
             return
         planes = self._prepared(self.read(section))
         samples[...] = resample(planes, section, self.header.shape, self.grid, part, kernel=self.kernel)
+        normalise(samples, np.array(self.frame.solution.gain), *self.ramps(part))
+
+    def ramps(self, part: Rect) -> tuple[np.ndarray, np.ndarray | None]:
+        """Return what the match adds to the rows (c, h) and columns (c, w) of `part`; see `normalise`.
+
+        It is settled by the position on the canvas alone, so that every division of the canvas gets the same.
+        """
         solution = self.frame.solution
-        normalise(samples[None], np.array([solution.gain]), np.array([solution.offset]))
+        rows = np.repeat(np.array(solution.offset)[:, None], part.shape[0], axis=1)
+        if not solution.gradient:
+            return rows.astype(np.float32), None
+        slope_x, slope_y = np.array(solution.gradient).T[:, :, None]
+        rows += slope_y * (np.arange(part.y0, part.y1) - solution.centre[1])
+        columns = slope_x * (np.arange(part.x0, part.x1) - solution.centre[0])
+        return rows.astype(np.float32), columns.astype(np.float32)
 
     def _prepared(self, raw: np.ndarray) -> np.ndarray:
         """Return the planes of a section, (c, h, w) float32."""

@@ -232,7 +232,7 @@ def trim_canvas(canvas: Canvas, frames: list[StackFrame]) -> tuple[Canvas, list[
         p = frame.placement
         polygon = tuple((x - rect.x0, y - rect.y0) for x, y in p.polygon)
         placement = replace(p, bounds=p.bounds.shifted(-rect.y0, -rect.x0), polygon=polygon)
-        moved.append(replace(frame, placement=placement))
+        moved.append(replace(frame, placement=placement, solution=frame.solution.moved(-rect.y0, -rect.x0)))
     return canvas.window(rect), moved
 
 

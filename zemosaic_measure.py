@@ -114,7 +114,7 @@ def measure_frame(record: FrameRecord, canvas: Canvas, cell_px: int, n_channels:
     y = planes.to_frame(stars.y, reference, 0)
     star_x, star_y = frame_to_canvas(wcs, x, y, canvas)
     placement = place(wcs, header.shape, canvas)
-    cell, level = _coarse_levels(planes, wcs, placement, canvas, cell_px)
+    cell, level, cell_x, cell_y = _coarse_levels(planes, wcs, placement, canvas, cell_px)
     repeat = n_channels // planes.values.shape[0]
     measure = FrameMeasure(
         sky=np.repeat(sky, repeat),
@@ -123,10 +123,14 @@ def measure_frame(record: FrameRecord, canvas: Canvas, cell_px: int, n_channels:
         elongation=stars.elongation,
         star_x=star_x,
         star_y=star_y,
+        frame_x=x.astype(np.float32),
+        frame_y=y.astype(np.float32),
         flux=np.repeat(flux, repeat, axis=1),
         flux_error=np.repeat(flux_error, repeat, axis=1),
         cell=cell,
         level=np.repeat(level, repeat, axis=1),
+        cell_x=cell_x,
+        cell_y=cell_y,
     )
     return MeasuredFrame(record, measure, placement)
 
@@ -197,8 +201,8 @@ def _detection_image(flat: list[tuple], noise: np.ndarray) -> tuple[np.ndarray, 
 
 def _coarse_levels(
     planes: _Planes, wcs: object, placement: Placement, canvas: Canvas, cell_px: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return numbers and levels of the canvas's cells whose box lies in the frame."""
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Return numbers, levels and centres (frame pixels) of the canvas's cells whose box lies in the frame."""
     area = placement.bounds.intersect(canvas.rect)
     rows = np.arange(-(-area.y0 // cell_px), -(-area.y1 // cell_px))
     columns = np.arange(-(-area.x0 // cell_px), -(-area.x1 // cell_px))
@@ -216,4 +220,4 @@ def _coarse_levels(
     width = canvas.shape[1] // cell_px + 1
     number = (rows[:, None] * width + columns[None, :]).ravel()
     found = np.isfinite(level).any(axis=1)
-    return number[found], level[found]
+    return number[found], level[found], x[found].astype(np.float32), y[found].astype(np.float32)

@@ -43,12 +43,16 @@ class FrameMeasure:
         Median over the frame's stars, in frame pixels; NaN without stars.
     star_x, star_y : ndarray, shape (m,), float64
         Stars on the canvas, in canvas pixels.
+    frame_x, frame_y : ndarray, shape (m,), float32
+        The same stars in pixels of the frame.
     flux, flux_error : ndarray, shape (m, c), float32
         Aperture fluxes, frame units; NaN where the aperture is incomplete.
     cell : ndarray, shape (k,), int64
         Numbers of the canvas's coarse cells that lie in the frame, ascending.
     level : ndarray, shape (k, c), float32
         Median of the frame in a box around the centre of each cell, frame units.
+    cell_x, cell_y : ndarray, shape (k,), float32
+        Centres of those boxes in pixels of the frame.
     """
 
     sky: np.ndarray
@@ -57,10 +61,14 @@ class FrameMeasure:
     elongation: float
     star_x: np.ndarray
     star_y: np.ndarray
+    frame_x: np.ndarray
+    frame_y: np.ndarray
     flux: np.ndarray
     flux_error: np.ndarray
     cell: np.ndarray
     level: np.ndarray
+    cell_x: np.ndarray
+    cell_y: np.ndarray
 
 
 @dataclass(frozen=True)

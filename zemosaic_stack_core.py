@@ -133,18 +133,24 @@ class StackResult:
     tally: Any
 
 
-def normalise(data: Any, gain: np.ndarray, offset: np.ndarray) -> None:
-    """Turn samples into ``gain * value + offset``, in place.
+def normalise(data: Any, gain: np.ndarray, rows: Any, columns: Any) -> None:
+    """Turn the samples of a frame into ``gain * value + rows[y] + columns[x]``, in place.
 
     Parameters
     ----------
-    data : array of any namespace, shape (n, c, ny, nx), float32
-    gain, offset : ndarray, shape (n, c)
+    data : array of any namespace, shape (c, ny, nx), float32
+    gain : ndarray, shape (c,)
+    rows : array of the same namespace, shape (c, ny), float32
+        Offset and the part of the gradient that changes along y.
+    columns : array of the same namespace, shape (c, nx), float32, or None
+        The part that changes along x; None without one.
     """
-    for k, c in np.ndindex(gain.shape):
-        samples = data[k, c]
-        samples *= np.float32(gain[k, c])
-        samples += np.float32(offset[k, c])
+    for c in range(gain.size):
+        samples = data[c]
+        samples *= np.float32(gain[c])
+        samples += rows[c][:, None]
+        if columns is not None:
+            samples += columns[c][None, :]
 
 
 def radial_weight(

@@ -6,7 +6,7 @@ module, and every worker process, can import it for free.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 
@@ -200,7 +200,8 @@ class FrameSolution:
     A sample enters the stack as ``gain * value + offset``; after that, in mosaic units, `noise` is one standard
     deviation of a sample of its sky, `level` that sky, and `photon` the variance that a unit of signal above it
     adds. `weight` is the frame's relative weight, `blur` by how much the variance of its point spread function,
-    in square pixels of the canvas, differs from the usual one of the run.
+    in square pixels of the canvas, differs from the usual one of the run. To the offset comes a plane of the slope
+    `gradient` (x, y; mosaic units a pixel of the canvas) that is 0 at the canvas position `centre` (x, y).
     """
 
     gain: tuple[float, ...]
@@ -210,6 +211,12 @@ class FrameSolution:
     photon: tuple[float, ...]
     level: tuple[float, ...]
     blur: tuple[float, ...]
+    gradient: tuple[tuple[float, float], ...] = ()
+    centre: tuple[float, float] = (0.0, 0.0)
+
+    def moved(self, dy: int, dx: int) -> FrameSolution:
+        """Return the same solution on a canvas whose origin is elsewhere: positions grow by whole pixels."""
+        return replace(self, centre=(self.centre[0] + dx, self.centre[1] + dy))
 
 
 @dataclass(frozen=True, slots=True)

@@ -208,10 +208,14 @@ def test_the_size_of_slabs_leaves_no_trace(scene_of, monkeypatch, kernel):
 
 
 def raw_and_nodes(scene):
-    """Bytes of the sections that the canvas needs, 2 a pixel as they are stored, and of their pixel maps."""
+    """Bytes of the sections that the canvas needs, 2 a pixel as they are stored, of their pixel maps and ramps."""
     sources = [FrameSource(frame, scene.canvas, "lanczos3") for frame in scene.frames]
-    sections = [source.section_of(source.part_of(scene.canvas.rect)) for source in sources]
-    return sum(2 * int(np.prod(s.shape)) + t.grid.nodes.nbytes for s, t in zip(sections, sources, strict=True))
+    total = 0
+    for source in sources:
+        part = source.part_of(scene.canvas.rect)
+        total += 2 * int(np.prod(source.section_of(part).shape)) + source.grid.nodes.nbytes
+        total += sum(ramp.nbytes for ramp in source.ramps(part) if ramp is not None)
+    return total
 
 
 @pytest.mark.parametrize("rejection", ["auto", "sample"])

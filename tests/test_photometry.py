@@ -36,10 +36,14 @@ def make_measures(n_side=3, *, step=400, seed=0, n_stars=900, noise=30.0, channe
                 elongation=1.1,
                 star_x=star_x[inside] + jitter[0],
                 star_y=star_y[inside] + jitter[1],
+                frame_x=(star_x[inside] - x0).astype(np.float32),
+                frame_y=(star_y[inside] - y0).astype(np.float32),
                 flux=measured.astype(np.float32),
                 flux_error=error.astype(np.float32),
                 cell=number,
                 level=cells.astype(np.float32),
+                cell_x=np.tile(columns * float(CELL) - x0, rows.size).astype(np.float32),
+                cell_y=np.repeat(rows * float(CELL) - y0, columns.size).astype(np.float32),
             )
         )
         transparency.append(t)

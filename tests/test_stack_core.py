@@ -328,10 +328,18 @@ def test_blocks_wider_than_one_strip_and_several_channels_agree_with_single_pixe
             np.testing.assert_array_equal(whole.image[..., x], alone.image[..., 0])
 
 
-def test_normalise_applies_gain_and_offset_of_each_frame_and_channel():
-    data = np.ones((2, 2, 1, 1), dtype=np.float32)
-    normalise(data, np.array([[2.0, 3.0], [4.0, 5.0]]), np.array([[0.5, 0.0], [0.0, -1.0]]))
-    assert data.ravel().tolist() == [2.5, 3.0, 4.0, 4.0]
+def test_normalise_applies_gain_offset_and_slopes_of_each_channel():
+    data = np.ones((2, 2, 3), dtype=np.float32)
+    rows, columns = np.float32([[0.5, 1.5], [0.0, -1.0]]), np.float32([[0.0, 10.0, 20.0], [0.0, 0.0, 4.0]])
+    normalise(data, np.array([2.0, 3.0]), rows, columns)
+    assert data[0].tolist() == [[2.5, 12.5, 22.5], [3.5, 13.5, 23.5]]
+    assert data[1].tolist() == [[3.0, 3.0, 7.0], [2.0, 2.0, 6.0]]
+
+
+def test_normalise_without_slopes_adds_the_offset_alone():
+    data = np.full((1, 1, 2), 2.0, dtype=np.float32)
+    normalise(data, np.array([3.0]), np.float32([[-1.0]]), None)
+    assert data.ravel().tolist() == [5.0, 5.0]
 
 
 def test_the_radial_weight_falls_to_its_floor():
