@@ -68,7 +68,7 @@ _TILE_NAME = re.compile(r"tile_\d{4,}\.fits")
 class GridSettings:
     """Everything a user can choose about a Grid run; the names are those of the configuration."""
 
-    normalise: str = "linear_fit"
+    normalise: str = "global"
     weight: str = "noise_variance"
     params: StackParams = field(default_factory=StackParams)
     radial: RadialWeight | None = None
@@ -136,7 +136,7 @@ def run_grid_mode(
     output_folder: str | Path,
     progress_callback: Callable | None = None,
     *,
-    stack_norm_method: str = "linear_fit",
+    stack_norm_method: str = "global",
     stack_weight_method: str = "noise_variance",
     stack_reject_algo: str = "kappa_sigma",
     stack_kappa_low: float = 3.0,
@@ -162,7 +162,7 @@ def run_grid_mode(
         Folder for the products; made if needed.
     progress_callback : callable, optional
         Receives the events of `zemosaic_events`, or ``(message, progress, level)``.
-    stack_norm_method : {"none", "sky_mean", "linear_fit"}
+    stack_norm_method : {"none", "sky_mean", "linear_fit", "global"}
     stack_weight_method : {"none", "noise_variance", "noise_fwhm"}
     stack_reject_algo : {"none", "kappa_sigma", "winsorized_sigma_clip", "linear_fit_clip"}
     stack_kappa_low, stack_kappa_high : float

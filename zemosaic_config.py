@@ -92,9 +92,10 @@ OPTIONS: tuple[Option, ...] = (
            "Also write mosaic_grid_viewer.fits, a 16-bit copy of the mosaic for image viewers."),
     Option("legacy_rgb_cube", "bool", False, _FOLDERS, "Write the viewer file as a bare 3-plane cube.",
            advanced=True),
-    Option("stacking_normalize_method", "choice", "linear_fit", _STACKING,
-           "How frames are brought to one level: sky_mean by an offset, linear_fit by a gain and an offset.",
-           choices=("none", "sky_mean", "linear_fit")),
+    Option("stacking_normalize_method", "choice", "global", _STACKING,
+           "How frames are brought to one level: sky_mean by an offset, linear_fit by a gain and an offset, "
+           "global by a gain, an offset and a gradient.",
+           choices=("none", "sky_mean", "linear_fit", "global")),
     Option("stacking_weighting_method", "choice", "noise_variance", _STACKING,
            "What a frame weighs: the same as any other, by its noise, or by its noise and its star width.",
            choices=("none", "noise_variance", "noise_fwhm")),

@@ -12,28 +12,30 @@ import numpy as np
 from zemosaic_fits_io import frame_wcs
 from zemosaic_frame_source import StackFrame
 from zemosaic_measure import FWHM_OF_SIGMA, MeasuredFrame
-from zemosaic_photometry import Match, solve_match
+from zemosaic_photometry import Geometry, Match, solve_match
 from zemosaic_reproject import Canvas, centre_icrs, pixel_scale_deg, sample_noise
-from zemosaic_tiling import overlapping_pairs, separate_isolated, thin_pairs
+from zemosaic_tiling import separate_isolated
 from zemosaic_types import FrameRecord, FrameSolution, LeftOut, Rect
 
 #: A frame this much fainter than the average one (clouds) adds noise only.
 MAX_GAIN = 20.0
+#: So is one whose sky, levelled as well as a plane can, is still this uneven, in noises of a pixel.
+MAX_RESIDUAL = 3.0
 
 #: Frames whose pixels are so many times larger or smaller than the others' have a wrong WCS.
 MAX_SCALE_RATIO = 10.0
 #: A distortion of this share of the frame's diagonal at its corners is nonsense.
 MAX_BEND = 0.1
 
-#: A frame that overlaps more frames than this is compared with so many of them, evenly chosen.
-MAX_PARTNERS = 24
+# Weights are best for means of so many pixels a side: the scale at which an uneven sky begins to show.
+_PATCH_PX = 8
 
 
 @dataclass(frozen=True)
 class MatchOptions:
     """Choices of the match; the names of the methods are those of the configuration."""
 
-    normalise: str = "linear_fit"
+    normalise: str = "global"
     weight: str = "noise_variance"
     kernel: str = "lanczos3"
     rgb_equalize: bool = False
@@ -108,40 +110,53 @@ def _centre_and_diagonal(record: FrameRecord) -> tuple[float, float, float]:
 
 
 def match_frames(measured: list[MeasuredFrame], options: MatchOptions) -> MatchedFrames:
-    """Solve gains and offsets of all frames and derive their weights.
+    """Solve gains, offsets and gradients of all frames and derive their weights.
 
-    Frames that clouds have all but blotted out are left out, and the others solved again without them.
+    Frames that clouds have all but blotted out, or whose sky is so uneven that no plane levels it, are left out,
+    and the others solved again without them.
     `frames` is empty if none is left.
     """
     left_out: list[LeftOut] = []
-    match = _solve(measured, options.normalise)
-    while (bad := _blotted_out(measured, match)).any():
-        for m, drop, gain in zip(measured, bad, match.gain, strict=True):
-            if drop:
-                reason = f"its stars are {gain.max():.0f} times fainter than in the other frames (clouds?)"
-                left_out.append(LeftOut(m.record.path, reason, m.record.line))
-        measured = [m for m, drop in zip(measured, bad, strict=True) if not drop]
+    match, geometry = _solve(measured, options.normalise)
+    while spoilt := _spoilt(measured, match, geometry):
+        for k, reason in spoilt.items():
+            left_out.append(LeftOut(measured[k].record.path, reason, measured[k].record.line))
+        measured = [m for k, m in enumerate(measured) if k not in spoilt]
         if not measured:
             return MatchedFrames([], [], match, left_out)
-        match = _solve(measured, options.normalise)
+        match, geometry = _solve(measured, options.normalise)
     if options.rgb_equalize:
         match = _equalised(measured, match)
     blur = _blur(measured)
-    frames = [_stack_frame(m, match, k, blur[k], options) for k, m in enumerate(measured)]
+    frames = [_stack_frame(m, match, geometry, k, blur[k], options) for k, m in enumerate(measured)]
     return MatchedFrames(measured, frames, match, left_out)
 
 
-def _solve(measured: list[MeasuredFrame], method: str) -> Match:
+def _solve(measured: list[MeasuredFrame], method: str) -> tuple[Match, Geometry]:
     placements = [m.placement for m in measured]
-    area_ratio = np.array([p.area_ratio for p in placements])
-    centres = np.array([np.mean(p.polygon, axis=0) for p in placements])
-    pairs = thin_pairs(overlapping_pairs(placements), centres, MAX_PARTNERS)
-    return solve_match([m.measure for m in measured], pairs, area_ratio, method=method)
+    geometry = Geometry(
+        centre=np.array([np.mean(p.polygon, axis=0) for p in placements]),
+        area_ratio=np.array([p.area_ratio for p in placements]),
+        cell_px=measured[0].cell_px,
+    )
+    return solve_match([m.measure for m in measured], geometry, method=method), geometry
 
 
-def _blotted_out(measured: list[MeasuredFrame], match: Match) -> np.ndarray:
-    area_ratio = np.array([m.placement.area_ratio for m in measured])
-    return ~(match.gain < MAX_GAIN * area_ratio[:, None]).all(axis=1)
+def _spoilt(measured: list[MeasuredFrame], match: Match, geometry: Geometry) -> dict[int, str]:
+    """Return which frames would spoil the mosaic, and why."""
+    gain = (match.gain / geometry.area_ratio[:, None]).max(axis=1)
+    noise = match.gain * np.array([m.measure.noise for m in measured])
+    uneven = (match.residual / noise).max(axis=1)
+    reasons = {}
+    for k in range(len(measured)):
+        if not gain[k] < MAX_GAIN:
+            reasons[k] = f"its stars are {gain[k]:.0f} times fainter than in the other frames (clouds?)"
+        elif uneven[k] > MAX_RESIDUAL:
+            reasons[k] = (
+                f"its sky cannot be levelled: what is left is {uneven[k]:.1f} times the noise of a pixel "
+                "(clouds, moonlight?)"
+            )
+    return reasons
 
 
 def _equalised(measured: list[MeasuredFrame], match: Match) -> Match:
@@ -151,7 +166,8 @@ def _equalised(measured: list[MeasuredFrame], match: Match) -> Match:
     if not (level > 0).all():
         return match
     scale = np.median(level) / level
-    return replace(match, gain=match.gain * scale, offset=match.offset * scale)
+    scaled = {name: getattr(match, name) * scale for name in ("gain", "offset", "residual")}
+    return replace(match, gradient=match.gradient * scale[:, None], **scaled)
 
 
 def _blur(measured: list[MeasuredFrame]) -> np.ndarray:
@@ -169,18 +185,24 @@ def _blur(measured: list[MeasuredFrame]) -> np.ndarray:
     return np.where(known, usual * (1.0 - usual / variance), 0.0)
 
 
-def _stack_frame(m: MeasuredFrame, match: Match, k: int, blur: float, options: MatchOptions) -> StackFrame:
+def _stack_frame(
+    m: MeasuredFrame, match: Match, geometry: Geometry, k: int, blur: float, options: MatchOptions
+) -> StackFrame:
     gain, offset = match.gain[k], match.offset[k]
     noise = gain * m.measure.noise
+    # What the match could not take away is no noise of single pixels, but of any patch of some pixels a side.
+    uneven = np.hypot(noise, _PATCH_PX * np.nan_to_num(match.residual[k]))
     factor = sample_noise(options.kernel, bool(m.record.header.bayer), gain.size)
     solution = FrameSolution(
         gain=tuple(gain.tolist()),
         offset=tuple(offset.tolist()),
         noise=tuple((noise * factor).tolist()),
-        weight=tuple(_weight(options.weight, noise, m.measure.fwhm_px).tolist()),
+        weight=tuple(_weight(options.weight, uneven, m.measure.fwhm_px).tolist()),
         photon=tuple((gain * _photon_variance(m) * factor**2).tolist()),
         level=tuple((gain * m.measure.sky + offset).tolist()),
         blur=(float(blur),) * gain.size,
+        gradient=tuple(map(tuple, match.gradient[k].tolist())) if match.gradient[k].any() else (),
+        centre=tuple(geometry.centre[k].tolist()),
     )
     return StackFrame(
         m.record, m.placement, solution, tuple(m.measure.sky.tolist()), tuple(m.measure.noise.tolist())
@@ -203,7 +225,7 @@ def _photon_variance(m: MeasuredFrame) -> np.ndarray:
 
 
 def _weight(method: str, noise: np.ndarray, fwhm_px: float) -> np.ndarray:
-    """Return the weight of a frame: 1, the inverse variance of its normalised sky, or that over FWHM squared.
+    """Return the weight of a frame: 1, the inverse variance of its matched sky, or that over FWHM squared.
 
     Raises
     ------

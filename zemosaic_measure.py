@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from zemosaic_fits_io import frame_wcs, read_section
-from zemosaic_photometry import FrameMeasure, box_medians
+from zemosaic_photometry import FrameMeasure, box_medians, cell_number
 from zemosaic_preprocess import (
     ISOLATED_SIGMA,
     bayer_colours,
@@ -60,11 +60,15 @@ class _Planes:
 
 @dataclass(frozen=True)
 class MeasuredFrame:
-    """A frame that can be used: what it is, what was measured in it, and where it lies on the canvas."""
+    """A frame that can be used: what it is, what was measured in it, and where it lies on the canvas.
+
+    `cell_px` is the spacing of the canvas's coarse cells, the same for all frames.
+    """
 
     record: FrameRecord
     measure: FrameMeasure
     placement: Placement
+    cell_px: int
 
 
 def cell_size_px(shapes: list[tuple[int, int]]) -> int:
@@ -132,7 +136,7 @@ def measure_frame(record: FrameRecord, canvas: Canvas, cell_px: int, n_channels:
         cell_x=cell_x,
         cell_y=cell_y,
     )
-    return MeasuredFrame(record, measure, placement)
+    return MeasuredFrame(record, measure, placement, cell_px)
 
 
 def _clean_planes(raw: np.ndarray, bayer: str) -> tuple[_Planes, np.ndarray, np.ndarray]:
@@ -217,7 +221,6 @@ def _coarse_levels(
         ],
         axis=1,
     )
-    width = canvas.shape[1] // cell_px + 1
-    number = (rows[:, None] * width + columns[None, :]).ravel()
+    number = cell_number(rows[:, None], columns[None, :]).ravel()
     found = np.isfinite(level).any(axis=1)
     return number[found], level[found], x[found].astype(np.float32), y[found].astype(np.float32)

@@ -138,7 +138,7 @@ def _say_limits(match: Match, options: MatchOptions, book: RunBook) -> None:
             "WARNING",
         )
     n_gain_groups = int(match.gain_group.max()) + 1
-    if options.normalise == "linear_fit" and n_gain_groups > n_groups:
+    if options.normalise in ("linear_fit", "global") and n_gain_groups > n_groups:
         book.say(
             f"too few common stars: the frames form {n_gain_groups} groups whose gains could not be compared; "
             "their means are taken as equal",
@@ -156,4 +156,4 @@ def _note_values(matched: MatchedFrames, book: RunBook) -> None:
         row.n_stars = int(m.measure.star_x.size)
         solution = frame.solution
         row.gain, row.offset, row.weight = solution.gain, solution.offset, solution.weight
-        row.group, row.gain_group = int(match.group[k]), int(match.gain_group[k].max())
+        row.group, row.gain_group = int(match.group[k]), int(match.gain_group[k])

@@ -1,10 +1,10 @@
-"""The photometric match: gains and offsets that make all frames agree where they overlap.
+"""The photometric match: gains, offsets and gradients that make all frames agree where they overlap.
 
-Two sparse weighted least-squares problems a channel, over overlapping pairs only. Gains come from the fluxes
-of stars that two frames share, so the noise of the sky does not dilute them; offsets come from the sky itself,
-the medians of small boxes around the same points of the canvas. Both are solved with Huber weights, without
-random numbers; groups of frames that touch no other group are solved each for itself and tied by their mean
-sky.
+Gains come from the fluxes of stars that several frames show, so the noise of the sky does not dilute them; offsets
+and planes come from the sky itself, the medians of small boxes around the same points of the canvas. Each is one
+sparse robust fit for all frames at once (`zemosaic_overlap_fit`), without random numbers. A plane that all frames
+have in common cannot be seen in overlaps: it is settled so that the sky of the mosaic, nebulae aside, is level.
+Groups of frames that touch no other group are levelled each by itself and tied by their mean sky.
 """
 
 from __future__ import annotations
@@ -13,22 +13,28 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
-from scipy.sparse import coo_matrix, csc_matrix
-from scipy.sparse.csgraph import connected_components
-from scipy.sparse.linalg import splu
 from scipy.spatial import cKDTree
 
-#: A pair's gain needs this many common stars.
+from zemosaic_overlap_fit import OverlapFit, Sightings, fit_overlaps
+
+#: A frame's gain needs this many stars that other frames show too.
 MIN_COMMON_STARS = 3
-#: Stars fainter than this in either frame say nothing about a gain.
+#: Stars fainter than this in a frame say nothing about its gain.
 MIN_SIGNAL_TO_NOISE = 8.0
 #: Two detections closer than this on the canvas are one star.
 MATCH_RADIUS_PX = 2.0
+#: The methods: names of the configuration.
+METHODS = ("none", "sky_mean", "linear_fit", "global")
 
+_GRID_WIDTH = 1 << 24  # columns of coarse cells that a number has room for
 _FLUX_FLOOR = 0.01  # relative; flat field, crowding and undersampling of even the brightest star
-_HUBER = 1.5
-_ROUNDS = 20
+_LEVEL_FLOOR = 0.01  # of a pixel's noise; what the median of a box owes to its stars
+_LEVEL_NOISE = 2.0  # noise of a box's median, in noise of a pixel over the side of the box; behind colour filters
+_ROUNDS = 50
 _MAD_TO_SIGMA = 1.482602218505602
+_MIN_PLANE_CELLS = 12
+_NEBULA_SIGMA = 3.0
+_MERGE_SHARE = 0.1
 
 
 @dataclass(frozen=True)
@@ -48,7 +54,7 @@ class FrameMeasure:
     flux, flux_error : ndarray, shape (m, c), float32
         Aperture fluxes, frame units; NaN where the aperture is incomplete.
     cell : ndarray, shape (k,), int64
-        Numbers of the canvas's coarse cells that lie in the frame, ascending.
+        The canvas's coarse cells that lie in the frame, ascending; `cell_number` numbers them.
     level : ndarray, shape (k, c), float32
         Median of the frame in a box around the centre of each cell, frame units.
     cell_x, cell_y : ndarray, shape (k,), float32
@@ -72,18 +78,65 @@ class FrameMeasure:
 
 
 @dataclass(frozen=True)
-class Match:
-    """The solution: ``gain * value + offset`` brings every frame to one scale.
+class Geometry:
+    """Where the frames of a match lie.
 
-    `gain` and `offset` are float64 (n, c). `group` (n,) numbers the groups of frames that overlap each other,
-    `gain_group` (n, c) those that common stars tie to each other; between groups of the latter gains are not
-    known and their means are taken as equal.
+    Attributes
+    ----------
+    centre : ndarray, shape (n, 2)
+        Of each frame, x and y on the canvas.
+    area_ratio : ndarray, shape (n,)
+        What a frame's values are multiplied with to conserve flux on the canvas; part of the gain.
+    cell_px : int
+        Spacing of the coarse cells.
+    """
+
+    centre: np.ndarray
+    area_ratio: np.ndarray
+    cell_px: int
+
+
+@dataclass(frozen=True)
+class Match:
+    """The solution: ``gain * value + offset + gradient . (place - centre)`` brings every frame to one scale.
+
+    Attributes
+    ----------
+    gain, offset : ndarray, shape (n, c), float64
+    gradient : ndarray, shape (n, c, 2), float64
+        Along x and y of the canvas, mosaic units a pixel.
+    residual : ndarray, shape (n, c), float64
+        Root mean square of what is left between a frame's sky and its neighbours', less what noise explains;
+        mosaic units; NaN for frames that share no sky.
+    group : ndarray, shape (n,), int64
+        Numbers of the groups of frames that overlap each other.
+    gain_group : ndarray, shape (n,), int64
+        Of those that common stars tie to each other; between them gains are not known and their means are taken
+        as equal.
+    cell : ndarray, shape (k,), int64
+        The cells that frames see.
+    disagreement : ndarray, shape (k, c), float64
+        Root mean square of the frames' residuals in a cell, in units of a pixel's noise; NaN if only one sees it.
     """
 
     gain: np.ndarray
     offset: np.ndarray
+    gradient: np.ndarray
+    residual: np.ndarray
     group: np.ndarray
     gain_group: np.ndarray
+    cell: np.ndarray
+    disagreement: np.ndarray
+
+
+def cell_number(row: np.ndarray, column: np.ndarray) -> np.ndarray:
+    """Return the number of a coarse cell."""
+    return np.asarray(row, dtype=np.int64) * _GRID_WIDTH + column
+
+
+def cell_place(number: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return row and column of coarse cells."""
+    return number // _GRID_WIDTH, number % _GRID_WIDTH
 
 
 def box_medians(plane: np.ndarray, x: np.ndarray, y: np.ndarray, half: int) -> np.ndarray:
@@ -110,198 +163,253 @@ def box_medians(plane: np.ndarray, x: np.ndarray, y: np.ndarray, half: int) -> n
     return out
 
 
-def solve_match(measures: list[FrameMeasure], pairs: np.ndarray, area_ratio: np.ndarray, *, method: str) -> Match:
-    """Solve the gains and offsets of all frames.
+def solve_match(measures: list[FrameMeasure], geometry: Geometry, *, method: str) -> Match:
+    """Solve the gains, offsets and gradients of all frames.
 
     Parameters
     ----------
     measures : list of FrameMeasure
         In frame order.
-    pairs : ndarray, shape (p, 2), int64
-        Indices of frames whose footprints overlap, first < second.
-    area_ratio : ndarray, shape (n,)
-        What a frame's values are multiplied with to conserve flux on the canvas; part of the gain.
+    geometry : Geometry
     method : str
-        ``"none"`` (gain of `area_ratio`, no offset), ``"sky_mean"`` (an offset too) or ``"linear_fit"`` (gain
-        and offset).
-
-    Returns
-    -------
-    Match
+        ``"none"`` (gain of the area ratio, no offset), ``"sky_mean"`` (an offset too), ``"linear_fit"`` (gain and
+        offset) or ``"global"`` (gain, offset and gradient).
 
     Raises
     ------
     ValueError
         If the method is unknown.
     """
-    if method not in ("none", "sky_mean", "linear_fit"):
-        raise ValueError(f"unknown normalisation {method!r}; known: none, sky_mean, linear_fit")
+    if method not in METHODS:
+        raise ValueError(f"unknown normalisation {method!r}; known: {', '.join(METHODS)}")
     n, channels = len(measures), measures[0].sky.size
-    gain = np.ones((n, channels))
-    gain_group = np.tile(np.arange(n)[:, None], channels)
-    if method == "linear_fit":
-        stars = identify_stars(measures)
-        common = [_common_stars(stars[i], stars[j]) for i, j in pairs]
-        for c in range(channels):
-            gain[:, c], gain_group[:, c] = _solve_gains(measures, pairs, common, c)
-    gain *= area_ratio[:, None]
-    group = _groups(n, pairs)
-    offset = np.zeros((n, channels))
+    gain, gain_group = np.ones((n, channels)), np.arange(n)
+    if method in ("linear_fit", "global"):
+        gain, gain_group = _solve_gains(measures, geometry)
+    gain = gain * geometry.area_ratio[:, None]
+    sky = _Sky(measures, geometry)
+    fits = [sky.fit(gain[:, c], c, planes=method == "global") for c in range(channels)]
+    residual = np.stack([sky.residual_of_frames(fit, gain[:, c], c) for c, fit in enumerate(fits)], axis=1)
+    apart = np.stack([sky.disagreement(fit, gain[:, c], c) for c, fit in enumerate(fits)], axis=1)
+    offset, gradient = np.zeros((n, channels)), np.zeros((n, channels, 2))
     if method != "none":
-        shared = [_shared_cells(measures[i], measures[j]) for i, j in pairs]
-        for c in range(channels):
-            offset[:, c], group = _solve_offsets(measures, pairs, shared, gain[:, c], c)
-    return Match(gain, offset, group, gain_group)
+        levels = [sky.pinned(fit, gain[:, c], c) for c, fit in enumerate(fits)]
+        offset = np.stack([constant for constant, _ in levels], axis=1)
+        gradient = np.stack([slope for _, slope in levels], axis=1)
+    return Match(gain, offset, gradient, residual, sky.group, gain_group, sky.cell, apart)
+
+
+# ---- gains from stars ------------------------------------------------------------------------------------
 
 
 def identify_stars(measures: list[FrameMeasure]) -> list[np.ndarray]:
     """Return the number of the star that each detection of each frame belongs to; -1 if that is not clear.
 
-    Frames are gone through in order; a detection within `MATCH_RADIUS_PX` of a known star is that star, any
-    other founds a new one. Two detections of one frame that claim one star are both left out.
+    Frames are gone through in order; a detection within `MATCH_RADIUS_PX` of a known star is the nearest such
+    star, any other founds a new one. Two detections of one frame that claim one star are both left out.
     """
-    known = np.empty((0, 2))
+    catalogue = _Catalogue()
     numbers = []
     for measure in measures:
         points = np.column_stack([measure.star_x, measure.star_y])
-        number = np.full(len(points), -1)
-        if len(known) and len(points):
-            distance, nearest = cKDTree(known).query(points, distance_upper_bound=MATCH_RADIUS_PX)
-            number = np.where(np.isfinite(distance), nearest, -1)
+        number = catalogue.find(points)
         new = np.flatnonzero(number < 0)
-        number[new] = len(known) + np.arange(new.size)
-        known = np.concatenate([known, points[new]])
+        number[new] = catalogue.add(points[new])
         _, first, count = np.unique(number, return_inverse=True, return_counts=True)
         numbers.append(np.where(count[first] == 1, number, -1))
     return numbers
 
 
-def _common_stars(first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return indices of the detections of common stars in two lists of star numbers."""
-    _, a, b = np.intersect1d(first, second, return_indices=True)
-    clear = first[a] >= 0
-    return a[clear], b[clear]
+class _Catalogue:
+    """Known stars in two search trees: a large one, and one of newcomers, so that few insertions rebuild much."""
+
+    def __init__(self) -> None:
+        self.known, self.recent = np.empty((0, 2)), np.empty((0, 2))
+        self.trees: list[tuple[int, cKDTree]] = []
+
+    def find(self, points: np.ndarray) -> np.ndarray:
+        """Return the numbers of the nearest stars within the radius, -1 where there is none."""
+        number, nearest = np.full(len(points), -1), np.full(len(points), np.inf)
+        for first, tree in self.trees if len(points) else ():
+            distance, index = tree.query(points, distance_upper_bound=MATCH_RADIUS_PX)
+            closer = distance < nearest
+            number[closer], nearest[closer] = first + index[closer], distance[closer]
+        return number
+
+    def add(self, points: np.ndarray) -> np.ndarray:
+        """Take up new stars; return their numbers."""
+        numbers = len(self.known) + len(self.recent) + np.arange(len(points))
+        if not len(points):
+            return numbers
+        self.recent = np.concatenate([self.recent, points])
+        if len(self.recent) > _MERGE_SHARE * len(self.known):
+            self.known, self.recent = np.concatenate([self.known, self.recent]), np.empty((0, 2))
+            self.trees = [(0, cKDTree(self.known))]
+        else:
+            self.trees = [self.trees[0], (len(self.known), cKDTree(self.recent))]
+        return numbers
 
 
-def _solve_gains(
-    measures: list[FrameMeasure], pairs: np.ndarray, common: list, channel: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return gains of mean logarithm 0 in each group of frames tied by stars, and the groups."""
-    edges, value, error = [], [], []
-    for (i, j), (a, b) in zip(pairs, common, strict=True):
-        found = _flux_ratio(measures[i], measures[j], a, b, [channel])
-        if found is None:
-            # Too faint in this colour: the light of all colours is the next best witness.
-            found = _flux_ratio(measures[i], measures[j], a, b, list(range(measures[i].sky.size)))
-        if found is not None:
-            edges.append((i, j))
-            value.append(-found[0])
-            error.append(found[1])
-    edges = np.array(edges, dtype=np.int64).reshape(-1, 2)
-    log_gain, group = _solve_differences(len(measures), edges, np.array(value), np.array(error))
-    log_gain -= _group_means(log_gain, group)[group]
-    return np.exp(log_gain), group
+def _solve_gains(measures: list[FrameMeasure], geometry: Geometry) -> tuple[np.ndarray, np.ndarray]:
+    """Return gains (n, c) of mean logarithm 0 in each group of frames tied by stars, and the groups (n,).
 
-
-def _flux_ratio(
-    first: FrameMeasure, second: FrameMeasure, a: np.ndarray, b: np.ndarray, channels: list[int]
-) -> tuple[float, float] | None:
-    """Return the mean logarithm of the flux ratio of common stars and its error, None if there are too few.
-
-    Fluxes are summed over `channels`.
+    In a colour of which a frame shows too few stars it has the gain of all its light.
     """
-    fa, ea = _summed(first, a, channels)
-    fb, eb = _summed(second, b, channels)
-    bright = (fa > MIN_SIGNAL_TO_NOISE * ea) & (fb > MIN_SIGNAL_TO_NOISE * eb)
-    if bright.sum() < MIN_COMMON_STARS:
-        return None
-    fa, fb, ea, eb = fa[bright], fb[bright], ea[bright], eb[bright]
-    variance = (ea / fa) ** 2 + (eb / fb) ** 2 + 2 * _FLUX_FLOOR**2
-    return _robust_mean(np.log(fa / fb), variance)
+    stars = _Stars(measures, geometry)
+    whole, group = stars.fit(list(range(stars.channels)))
+    if stars.channels == 1:
+        return np.exp(whole)[:, None], group
+    gains = []
+    for c in range(stars.channels):
+        log_gain, own = stars.fit([c])
+        # One colour may tie fewer frames, down to single ones; the light of all colours settles the rest.
+        gains.append(np.exp(log_gain + _group_means(whole - log_gain, own)[own]))
+    return np.stack(gains, axis=1), group
 
 
-def _summed(measure: FrameMeasure, stars: np.ndarray, channels: list[int]) -> tuple[np.ndarray, np.ndarray]:
-    flux = measure.flux[np.ix_(stars, channels)].astype(np.float64).sum(axis=1)
-    error = np.square(measure.flux_error[np.ix_(stars, channels)].astype(np.float64)).sum(axis=1)
-    return flux, np.sqrt(error)
+class _Stars:
+    """The stars of all frames as sightings."""
+
+    def __init__(self, measures: list[FrameMeasure], geometry: Geometry) -> None:
+        self.channels = measures[0].sky.size
+        self.geometry = geometry
+        self.frame = np.repeat(np.arange(len(measures)), [m.star_x.size for m in measures])
+        self.number = np.concatenate(identify_stars(measures))
+        self.place = np.concatenate([np.column_stack([m.star_x, m.star_y]) for m in measures])
+        self.flux = np.concatenate([m.flux for m in measures])
+        self.error = np.concatenate([m.flux_error for m in measures])
+
+    def fit(self, channels: list[int]) -> tuple[np.ndarray, np.ndarray]:
+        """Return the logarithms of gains from the summed light of channels, mean 0 a group, and the groups."""
+        flux = self.flux[:, channels].astype(np.float64).sum(axis=1)
+        error = np.sqrt(np.square(self.error[:, channels].astype(np.float64)).sum(axis=1))
+        good = (self.number >= 0) & (flux > MIN_SIGNAL_TO_NOISE * error)
+        good = _shared_enough(self.frame, self.number, good, len(self.geometry.centre))
+        _, first, point = np.unique(self.number[good], return_index=True, return_inverse=True)
+        n = len(self.geometry.centre)
+        start = np.concatenate([[0], np.cumsum(np.bincount(self.frame[good], minlength=n))])
+        sightings = Sightings(start, point, self.place[good][first], self.geometry.centre)
+        group = sightings.groups(np.ones(point.size, dtype=bool))
+        if not point.size:
+            return np.zeros(n), group
+        sigma = np.hypot(error[good] / flux[good], _FLUX_FLOOR)
+        log_gain = fit_overlaps(sightings, np.log(flux[good]), sigma, planes=False).coefficients[:, 0]
+        return log_gain - _group_means(log_gain, group)[group], group
 
 
-def _robust_mean(values: np.ndarray, variance: np.ndarray) -> tuple[float, float]:
-    """Return a Huber-weighted mean from the median onwards, and its error from the scatter."""
-    centre = float(np.median(values))
-    scatter = max(1.0, _MAD_TO_SIGMA * float(np.median(np.abs(values - centre) / np.sqrt(variance))))
-    for _ in range(_ROUNDS):
-        pull = np.abs(values - centre) / (scatter * np.sqrt(variance))
-        weight = np.minimum(1.0, _HUBER / np.maximum(pull, 1e-12)) / variance
-        before, centre = centre, float(np.sum(weight * values) / np.sum(weight))
-        if abs(centre - before) < 1e-9:
+def _shared_enough(frame: np.ndarray, number: np.ndarray, good: np.ndarray, n: int) -> np.ndarray:
+    """Return which detections are of stars that several frames show, of frames that show enough such stars."""
+    good = good.copy()
+    size = int(number.max(initial=0)) + 1
+    while good.any():
+        before = int(good.sum())
+        good &= np.bincount(number[good], minlength=size)[number] > 1
+        good &= np.bincount(frame[good], minlength=n)[frame] >= MIN_COMMON_STARS
+        if int(good.sum()) == before:
             break
-    return centre, scatter / np.sqrt(np.sum(weight))
+    return good
 
 
-def _shared_cells(first: FrameMeasure, second: FrameMeasure) -> tuple[np.ndarray, np.ndarray]:
-    _, a, b = np.intersect1d(first.cell, second.cell, assume_unique=True, return_indices=True)
-    return a, b
+# ---- offsets and gradients from the sky ------------------------------------------------------------------
 
 
-def _solve_offsets(
-    measures: list[FrameMeasure], pairs: np.ndarray, shared: list, gain: np.ndarray, channel: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return offsets that level the sky, keeping every group's mean sky at the mean of all frames."""
-    edges, value, error = [], [], []
-    for (i, j), (a, b) in zip(pairs, shared, strict=True):
-        difference = gain[j] * measures[j].level[b, channel] - gain[i] * measures[i].level[a, channel]
-        difference = difference[np.isfinite(difference)]
-        if difference.size == 0:
-            continue
-        centre = float(np.median(difference))
-        scatter = _MAD_TO_SIGMA * float(np.median(np.abs(difference - centre)))
-        floor = 0.1 * np.hypot(gain[i] * measures[i].noise[channel], gain[j] * measures[j].noise[channel])
-        edges.append((i, j))
-        value.append(centre)
-        error.append(np.hypot(scatter, floor) / np.sqrt(difference.size))
-    edges = np.array(edges, dtype=np.int64).reshape(-1, 2)
-    offset, group = _solve_differences(len(measures), edges, np.array(value), np.array(error))
-    sky = np.array([measure.sky[channel] for measure in measures])
-    level = offset + gain * sky
-    return offset - _group_means(level, group)[group] + sky.mean(), group
+class _Sky:
+    """The coarse levels of all frames as sightings of the canvas's cells."""
+
+    def __init__(self, measures: list[FrameMeasure], geometry: Geometry) -> None:
+        self.geometry = geometry
+        sizes = [m.cell.size for m in measures]
+        self.frame = np.repeat(np.arange(len(measures)), sizes)
+        self.cell, point = np.unique(np.concatenate([m.cell for m in measures]), return_inverse=True)
+        row, column = cell_place(self.cell)
+        place = np.column_stack([column, row]) * float(geometry.cell_px)
+        start = np.concatenate([[0], np.cumsum(sizes)])
+        self.sightings = Sightings(start, point, place, geometry.centre)
+        self.level = np.concatenate([m.level for m in measures])
+        self.sky = np.array([m.sky for m in measures])
+        self.noise = np.array([m.noise for m in measures])
+        self.group = self.sightings.groups(np.isfinite(self.level).all(axis=1))
+
+    def fit(self, gain: np.ndarray, channel: int, *, planes: bool) -> OverlapFit:
+        """Return the models that make the sky of one channel agree."""
+        value = gain[self.frame] * self.level[:, channel]
+        return fit_overlaps(self.sightings, value, self._sigma(gain, channel)[self.frame], planes=planes)
+
+    def _sigma(self, gain: np.ndarray, channel: int) -> np.ndarray:
+        return gain * self.noise[:, channel] * np.hypot(_LEVEL_NOISE / self.geometry.cell_px, _LEVEL_FLOOR)
+
+    def residual_of_frames(self, fit: OverlapFit, gain: np.ndarray, channel: int) -> np.ndarray:
+        """Return each frame's root mean square residual less what noise explains; NaN where nothing is shared."""
+        known = np.isfinite(fit.residual)
+        n = gain.size
+        count = np.bincount(self.frame[known], minlength=n)
+        square = np.bincount(self.frame[known], np.square(fit.residual[known]), minlength=n)
+        mean = np.divide(square, count, out=np.full(n, np.nan), where=count > 0)
+        return np.sqrt(np.maximum(mean - np.square(self._sigma(gain, channel)), 0.0))
+
+    def disagreement(self, fit: OverlapFit, gain: np.ndarray, channel: int) -> np.ndarray:
+        """Return the root mean square residual of each cell, in units of a pixel's noise."""
+        known = np.isfinite(fit.residual)
+        noise = (gain * self.noise[:, channel])[self.frame[known]]
+        point = self.sightings.point[known]
+        count = np.bincount(point, minlength=self.cell.size)
+        square = np.bincount(point, np.square(fit.residual[known] / noise), minlength=self.cell.size)
+        return np.sqrt(np.divide(square, count, out=np.full(self.cell.size, np.nan), where=count > 0))
+
+    def pinned(self, fit: OverlapFit, gain: np.ndarray, channel: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return offsets (n,) and gradients (n, 2) with what overlaps leave open settled, group by group.
+
+        The plane of the mosaic's sky is level, and the mean sky of every group is that of all frames.
+        """
+        offset, slope = fit.coefficients[:, 0].copy(), np.zeros((gain.size, 2))
+        if fit.coefficients.shape[1] > 1:
+            slope = fit.coefficients[:, 1:].copy()
+            for number in range(int(self.group.max()) + 1):
+                members = self.group == number
+                tilt = self._plane_of_sky(fit, members)
+                slope[members] -= tilt
+                offset[members] -= self.geometry.centre[members] @ tilt
+        level = offset + gain * self.sky[:, channel]
+        return offset - _group_means(level, self.group)[self.group] + self.sky[:, channel].mean(), slope
+
+    def _plane_of_sky(self, fit: OverlapFit, members: np.ndarray) -> np.ndarray:
+        """Return the slope (x, y) of the sky that a group of frames shows."""
+        seen = np.unique(self.sightings.point[members[self.frame]])
+        seen = seen[np.isfinite(fit.truth[seen])]
+        return sky_plane(self.sightings.place[seen], fit.truth[seen])
 
 
-def _groups(n: int, edges: np.ndarray) -> np.ndarray:
-    graph = coo_matrix((np.ones(len(edges)), (edges[:, 0], edges[:, 1])), shape=(n, n))
-    return connected_components(graph, directed=False)[1]
+def sky_plane(place: np.ndarray, level: np.ndarray) -> np.ndarray:
+    """Return the slope (x, y) of a sky, nebulae and their wings left out; 0 if there are too few places.
+
+    Least squares, reweighted: what is brighter than the plane by three times the scatter of what is fainter does
+    not count.
+
+    Parameters
+    ----------
+    place : ndarray, shape (k, 2)
+    level : ndarray, shape (k,)
+    """
+    if len(place) < _MIN_PLANE_CELLS:
+        return np.zeros(2)
+    middle = place.mean(axis=0)
+    length = max(float(np.abs(place - middle).max()), 1e-12)
+    design = np.column_stack([np.ones(len(place)), (place - middle) / length])
+    weight = np.ones(len(place))
+    solution = np.zeros(3)
+    for _ in range(_ROUNDS):
+        before = solution
+        root = np.sqrt(weight)
+        solution = np.linalg.lstsq(design * root[:, None], level * root, rcond=1e-9)[0]
+        distance = level - design @ solution
+        below = distance[distance < 0]
+        scatter = max(_MAD_TO_SIGMA * float(np.median(-below)) if below.size else 0.0, 1e-12)
+        pull = np.abs(distance) / (_NEBULA_SIGMA * scatter)
+        weight = 1.0 / (1.0 + pull**4)
+        if np.abs(solution - before).max() < 1e-3 * scatter:
+            break
+    return solution[1:] / length
 
 
 def _group_means(values: np.ndarray, group: np.ndarray) -> np.ndarray:
     return np.bincount(group, weights=values) / np.bincount(group)
-
-
-def _solve_differences(
-    n: int, edges: np.ndarray, value: np.ndarray, error: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """Solve ``u[i] - u[j] = value`` over edges (i, j) by least squares with Huber weights.
-
-    The first frame of every group is held at 0, which leaves a system of full rank.
-    """
-    group = _groups(n, edges)
-    _, anchors = np.unique(group, return_index=True)
-    free = np.ones(n, dtype=bool)
-    free[anchors] = False
-    solution = np.zeros(n)
-    if not free.any():
-        return solution, group
-    rows = np.repeat(np.arange(len(edges)), 2)
-    signs = np.tile([1.0, -1.0], len(edges))
-    design = csc_matrix((signs, (rows, edges.ravel())), shape=(len(edges), n))[:, free]
-    scale = 1.0
-    for _ in range(_ROUNDS):
-        pull = np.abs(value - (solution[edges[:, 0]] - solution[edges[:, 1]])) / error
-        weight = np.minimum(1.0, _HUBER * scale / np.maximum(pull, 1e-12)) / error**2
-        before = solution[free]
-        weighted = design.multiply(weight[:, None]).T.tocsc()
-        solution[free] = splu((weighted @ design).tocsc()).solve(weighted @ value)
-        pull = np.abs(value - (solution[edges[:, 0]] - solution[edges[:, 1]])) / error
-        scale = max(1.0, _MAD_TO_SIGMA * float(np.median(pull)))
-        if np.max(np.abs(solution[free] - before)) < 1e-9 * max(1.0, np.abs(solution).max()):
-            break
-    return solution, group

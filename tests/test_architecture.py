@@ -15,8 +15,13 @@ FLOORS = [
     {"zemosaic_types"},
     {"zemosaic_events", "zemosaic_config", "zemosaic_plain_image"},
     {"parallel_utils", "zemosaic_backend", "zemosaic_fits_io", "zemosaic_fits_products", "zemosaic_plan_table"},
-    {"zemosaic_clip_kernels", "zemosaic_resample_kernels", "zemosaic_stack_arrays"},
-    {"zemosaic_stack_kernels"},
+    {
+        "zemosaic_clip_kernels",
+        "zemosaic_overlap_kernels",
+        "zemosaic_resample_kernels",
+        "zemosaic_stack_arrays",
+    },
+    {"zemosaic_overlap_fit", "zemosaic_stack_kernels"},
     {"zemosaic_stack_cuda"},
     {
         "zemosaic_preprocess",

@@ -1,0 +1,324 @@
+"""What several frames saw of common points, made to agree: one sparse robust least-squares fit.
+
+The model of the match, for stars and sky alike: frame ``i`` saw ``value`` at point ``k``, and
+``value + model_i(place_k) = truth_k`` but for noise, where the model is a constant or a plane and the truth of a
+point is not known. The truths are eliminated, which couples the frames that see a common point and no others;
+the normal equations are never formed but multiplied through, sighting by sighting, in preconditioned conjugate
+gradients (M. R. Hestenes, E. Stiefel, J. Res. NBS 49, 409, 1952). So time and memory grow with the number of
+sightings, not with that of pairs of frames.
+
+Outliers are kept out by iteratively reweighted least squares: Huber's weights, then Tukey's (P. J. Huber,
+Robust Statistics, 1981). Slopes are kept to what the overlaps show by a normal prior about no slope, whose spread
+is estimated from the slopes themselves (C. N. Morris, JASA 78, 47, 1983): without it, frames that touch at a
+narrow strip would bend the mosaic.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.sparse import bsr_matrix, coo_matrix, csr_matrix, diags_array, eye_array
+from scipy.sparse.csgraph import connected_components
+from scipy.sparse.linalg import LinearOperator, cg, splu
+
+from zemosaic_overlap_kernels import frame_sums, modelled, normal_product, own_blocks, point_sums
+
+logger = logging.getLogger("ZeMosaicWorker.match")
+
+_HUBER = 1.5
+_TUKEY = 6.0
+_HUBER_ROUNDS = 12
+_TUKEY_ROUNDS = 8
+_CONVERGED = 1e-3  # of a sighting's error
+_FIRST_SPREAD = 3.0  # of slopes, in scatters of the sightings: no restraint at first
+_LEAST_SPREAD = 0.01
+_CG_TOLERANCE = 1e-8
+_CG_ROUNDS = 2000
+_ROUNDING = 1e-13
+_COARSE_FLOOR = 1e-9
+_MAD_TO_SIGMA = 1.482602218505602
+_TRACE = 1e-12
+_SHARED = 1e-9  # share of a point's weight that others must have before it counts as seen by several
+
+
+@dataclass(frozen=True)
+class Sightings:
+    """What frames saw of points, ordered by frame.
+
+    Attributes
+    ----------
+    start : ndarray, shape (n + 1,), int64
+        Sightings of frame i are ``start[i]`` to ``start[i + 1]``.
+    point : ndarray, shape (m,), int64
+        Number of the point, 0 to k - 1.
+    place : ndarray, shape (k, 2), float64
+        Where each point is, x and y.
+    centre : ndarray, shape (n, 2), float64
+        Where each frame is: its model is a plane about this place.
+    """
+
+    start: np.ndarray
+    point: np.ndarray
+    place: np.ndarray
+    centre: np.ndarray
+
+    @property
+    def n_frames(self) -> int:
+        """Number of frames."""
+        return self.start.size - 1
+
+    @property
+    def frame(self) -> np.ndarray:
+        """Frame of each sighting, (m,)."""
+        return np.repeat(np.arange(self.n_frames), np.diff(self.start))
+
+    def groups(self, used: np.ndarray) -> np.ndarray:
+        """Number the groups of frames that common points tie to each other, by the sightings that are `used`."""
+        frame, point = self.frame[used], self.point[used]
+        n = self.n_frames + len(self.place)
+        graph = csr_matrix((np.ones(frame.size, np.int8), (frame, self.n_frames + point)), shape=(n, n))
+        label = connected_components(graph, directed=False)[1][: self.n_frames]
+        return np.unique(label, return_inverse=True)[1]
+
+
+@dataclass(frozen=True)
+class OverlapFit:
+    """The solution of `fit_overlaps`.
+
+    Attributes
+    ----------
+    coefficients : ndarray, shape (n, p), float64
+        Constant of each frame's model, and its slopes along x and y.
+    truth : ndarray, shape (k,), float64
+        Of the points; NaN for those that nobody saw.
+    residual : ndarray, shape (m,), float64
+        ``value + model - truth``; NaN at points that no other frame sees.
+    weight : ndarray, shape (m,), float64
+        Final weight of each sighting; 0 for outliers.
+    """
+
+    coefficients: np.ndarray
+    truth: np.ndarray
+    residual: np.ndarray
+    weight: np.ndarray
+
+
+def fit_overlaps(sightings: Sightings, value: np.ndarray, sigma: np.ndarray, *, planes: bool) -> OverlapFit:
+    """Return the models that make frames agree best, one coefficient a frame or (`planes`) three.
+
+    Parameters
+    ----------
+    sightings : Sightings
+    value, sigma : ndarray, shape (m,), float64
+        What was seen, and its error; a NaN in either takes the sighting out.
+    planes : bool
+        Models are planes, not constants.
+
+    Returns
+    -------
+    OverlapFit
+        Every connected group of frames keeps a common constant undetermined; the fit's has the mean 0. A common
+        plane is small but arbitrary.
+    """
+    fit = _Fit(sightings, value, sigma, 3 if planes else 1)
+    for robust, rounds in ((_huber, _HUBER_ROUNDS), (_tukey, _TUKEY_ROUNDS)):
+        for _ in range(rounds):
+            if fit.improve(robust) < _CONVERGED:
+                break
+    return fit.result()
+
+
+class _Fit:
+    """The state of the iteration; slopes are in values per `length`, so that all coefficients are of one size."""
+
+    def __init__(self, sightings: Sightings, value: np.ndarray, sigma: np.ndarray, p: int) -> None:
+        known = np.isfinite(value) & np.isfinite(sigma)
+        self.value = np.where(known, value, 0.0)
+        self.sigma = np.where(known, sigma, 1.0)
+        self.base = np.where(known, 1.0 / np.square(self.sigma), 0.0)
+        self.typical = float(np.median(self.sigma[known])) if known.any() else 1.0
+        self.length, reach = _extent(sightings)
+        place, centre = sightings.place / self.length, sightings.centre / self.length
+        self.where = (sightings.start, sightings.point, np.ascontiguousarray(place), np.ascontiguousarray(centre))
+        self.theta = np.zeros((sightings.n_frames, p))
+        self.group = sightings.groups(known)
+        self.weight = self.base
+        self._settle()
+        self.spread = _FIRST_SPREAD * self.scale * self.typical
+        self._weigh(self.base)
+        self.coarse = _CoarseSpace(self, 2.0 * reach / self.length)
+
+    def improve(self, robust: Callable[[np.ndarray], np.ndarray]) -> float:
+        """Reweight and solve once; return the largest change of a coefficient in units of a sighting's error."""
+        before = self.theta
+        self._weigh(self.base * robust(np.abs(np.nan_to_num(self.pull)) / self.scale))
+        self._solve()
+        self._settle()
+        if self.theta.shape[1] > 1:
+            slope = _MAD_TO_SIGMA * float(np.median(np.abs(self.theta[:, 1:])))
+            self.spread = max(slope, _LEAST_SPREAD * self.typical)
+        return float(np.abs(self.theta - before).max(initial=0.0) / (self.scale * self.typical))
+
+    def result(self) -> OverlapFit:
+        """Return the solution in the units of the sightings."""
+        coefficients = self.theta.copy()
+        coefficients[:, 1:] /= self.length
+        return OverlapFit(coefficients, self.truth, self.residual, self.weight)
+
+    def _weigh(self, weight: np.ndarray) -> None:
+        """Take new weights: sums over points, the prior of the slopes, and the frames' own blocks."""
+        p = self.theta.shape[1]
+        self.weight = weight
+        total, self.weights = point_sums(*self.where[:2], weight, self.value, len(self.where[2]))
+        self.mean = np.divide(total, self.weights, out=np.zeros_like(total), where=self.weights > 0)
+        self.ridge = np.zeros(p)
+        self.ridge[1:] = 1.0 / self.spread**2
+        blocks = self.blocks(self.weights)
+        # A frame that shares nothing has an empty block; what it is does not matter, since its right side is 0.
+        blocks += np.eye(p) * (1e-9 * np.trace(blocks, axis1=1, axis2=2).max(initial=0.0) / p + 1e-300)
+        self.inverse = np.linalg.inv(blocks)
+
+    def blocks(self, weights: np.ndarray) -> np.ndarray:
+        """Return the frames' own blocks of the normal matrix, (n, p, p); infinite `weights`: truths are known."""
+        n, p = self.theta.shape
+        blocks = np.empty((n, p, p))
+        own_blocks(*self.where, self.weight, weights, blocks)
+        return blocks + np.diag(self.ridge)
+
+    def _settle(self) -> None:
+        """Bring truths, residuals and the scale of the residuals up to date with the coefficients."""
+        model = np.empty_like(self.value)
+        modelled(*self.where, self.theta, model)
+        seen, point = self.value + model, self.where[1]
+        # A point whose sightings are all outliers has their mean: without it they would be taken back in.
+        weight = self.weight + _TRACE * self.base
+        total, weights = point_sums(*self.where[:2], weight, seen, len(self.where[2]))
+        self.truth = np.divide(total, weights, out=np.full_like(total, np.nan), where=weights > 0)
+        at_point = weights[point]
+        others = 1.0 - np.divide(weight, at_point, out=np.ones_like(weight), where=at_point > 0)
+        shared = (others > _SHARED) & (self.base > 0)
+        self.residual = np.where(shared, seen - self.truth[point], np.nan)
+        # A sighting takes part in the truth it is compared with, which makes its residual smaller.
+        self.pull = self.residual / (self.sigma * np.sqrt(np.where(shared, others, 1.0)))
+        usual = np.median(np.abs(self.pull[shared])) if shared.any() else 0.0
+        self.scale = max(1.0, _MAD_TO_SIGMA * float(usual))
+
+    def _product(self, theta: np.ndarray) -> np.ndarray:
+        """Return the normal matrix times coefficients (n, p)."""
+        out, scratch = np.empty_like(theta), np.empty(len(self.where[2]))
+        normal_product(*self.where, self.weight, self.weights, theta, scratch, out)
+        return out + self.ridge * theta
+
+    def _solve(self) -> None:
+        shape = self.theta.shape
+        right, size_of_terms = np.empty(shape), np.empty(shape)
+        frame_sums(*self.where, self.weight, self.mean[self.where[1]] - self.value, right)
+        frame_sums(*self.where, self.weight, np.abs(self.value), size_of_terms)
+
+        def product(flat: np.ndarray) -> np.ndarray:
+            return self._product(np.ascontiguousarray(flat.reshape(shape))).ravel()
+
+        def precondition(flat: np.ndarray) -> np.ndarray:
+            return np.einsum("nij,nj->ni", self.inverse, flat.reshape(shape)).ravel() + self.coarse.solve(flat)
+
+        size = (right.size, right.size)
+        solution, failed = cg(
+            LinearOperator(size, product, dtype=float),
+            right.ravel(),
+            x0=self.theta.ravel(),
+            rtol=_CG_TOLERANCE,
+            atol=_ROUNDING * float(np.linalg.norm(size_of_terms)),
+            maxiter=_CG_ROUNDS,
+            M=LinearOperator(size, precondition, dtype=float),
+        )
+        if failed:
+            logger.warning("[GRID] the match has not converged in %d rounds; panels may show", _CG_ROUNDS)
+        self.theta = solution.reshape(shape)
+        # A common constant of a group is not determined; left alone, it would wander from round to round.
+        means = np.bincount(self.group, self.theta[:, 0]) / np.bincount(self.group)
+        self.theta[:, 0] -= means[self.group]
+
+
+class _CoarseSpace:
+    """Smooth surfaces over the whole mosaic, solved directly: the second level of the preconditioner.
+
+    What conjugate gradients find slowly is a bend over many frames, along which neighbours hardly disagree. It is
+    a surface, and the models of the frames are its tangent planes; so surfaces made of quadratic B-splines, a
+    frame or two a knot, carry it (a two-level method: B. Smith, P. Bjorstad, W. Gropp, Domain Decomposition,
+    1996).
+
+    Parameters
+    ----------
+    fit : _Fit
+        With its first weights: what preconditions need not be exact, so it is formed once.
+    knot : float
+        Distance of the splines' knots.
+    """
+
+    def __init__(self, fit: _Fit, knot: float) -> None:
+        start, point, place, centre = fit.where
+        n, p = fit.theta.shape
+        self.tangents = _tangents_of_splines(centre, p, knot)
+        frame = np.repeat(np.arange(n), np.diff(start))
+        basis = [fit.weight] + [fit.weight * (place[point, axis] - centre[frame, axis]) for axis in range(p - 1)]
+        model_at = coo_matrix(
+            (np.concatenate(basis), (np.tile(point, p), np.concatenate([frame * p + q for q in range(p)]))),
+            shape=(len(place), n * p),
+        ).tocsr()
+        surface_at = (model_at @ self.tangents).tocsr()
+        inverse = np.divide(1.0, fit.weights, out=np.zeros_like(fit.weights), where=fit.weights > 0)
+        own = _block_diagonal(fit.blocks(np.full_like(fit.weights, np.inf)))
+        matrix = self.tangents.T @ own @ self.tangents - surface_at.T @ diags_array(inverse) @ surface_at
+        # A common constant costs nothing, and splines that no frame touches are in no equation.
+        size = matrix.shape[0]
+        floor = _COARSE_FLOOR * max(float(matrix.diagonal().max(initial=0.0)), 1e-300)
+        self.factors = splu((matrix + floor * eye_array(size)).tocsc(), permc_spec="MMD_AT_PLUS_A")
+
+    def solve(self, flat: np.ndarray) -> np.ndarray:
+        """Return the part of the solution for the right side `flat` (n * p,) that is a smooth surface."""
+        return self.tangents @ self.factors.solve(self.tangents.T @ flat)
+
+
+def _tangents_of_splines(centre: np.ndarray, p: int, knot: float) -> csr_matrix:
+    """Return the height and slopes, (n * p, splines), that quadratic B-splines over a grid have at the frames."""
+    place = (centre - centre.min(axis=0)) / knot
+    first = np.floor(place).astype(int)
+    f = place - first
+    height = np.stack([0.5 * (1 - f) ** 2, 0.75 - (f - 0.5) ** 2, 0.5 * f**2])  # (3, n, 2)
+    slope = np.stack([f - 1.0, 1.0 - 2.0 * f, f]) / knot
+    width = first[:, 0].max() + 3
+    data, rows, columns = [], [], []
+    for i, j in np.ndindex(3, 3):
+        number = (first[:, 1] + j) * width + first[:, 0] + i
+        (hx, hy), (sx, sy) = (height[i, :, 0], height[j, :, 1]), (slope[i, :, 0], slope[j, :, 1])
+        for q, values in enumerate([hx * hy, sx * hy, hx * sy][:p]):
+            data.append(values)
+            rows.append(np.arange(len(centre)) * p + q)
+            columns.append(number)
+    data, rows, columns = (np.concatenate(parts) for parts in (data, rows, columns))
+    return csr_matrix((data, (rows, columns)), shape=(len(centre) * p, int(columns.max()) + 1))
+
+
+def _block_diagonal(blocks: np.ndarray) -> bsr_matrix:
+    n, p, _ = blocks.shape
+    return bsr_matrix((blocks, np.arange(n), np.arange(n + 1)), shape=(n * p, n * p)).tocsr()
+
+
+def _extent(sightings: Sightings) -> tuple[float, float]:
+    """Return the root mean square and the largest distance of a point from the frame that sees it."""
+    distance = sightings.place[sightings.point] - sightings.centre[sightings.frame]
+    squared = np.square(distance).sum(axis=1)
+    if not squared.size or not squared.max() > 0:
+        return 1.0, 1.0
+    return float(np.sqrt(squared.mean() / 2.0)), float(np.sqrt(squared.max()))
+
+
+def _huber(pull: np.ndarray) -> np.ndarray:
+    return np.minimum(1.0, _HUBER / np.maximum(pull, 1e-12))
+
+
+def _tukey(pull: np.ndarray) -> np.ndarray:
+    return np.square(np.maximum(0.0, 1.0 - np.square(pull / _TUKEY)))
