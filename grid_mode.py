@@ -30,7 +30,7 @@ from zemosaic_events import CancelToken, Emitter, FinishReason, RunFinished, Til
 from zemosaic_fits_io import frame_wcs
 from zemosaic_fits_products import ensure_writable_folder, remove_leftovers, remove_product, write_hdus
 from zemosaic_frame_source import RadialWeight, StackFrame
-from zemosaic_match import MatchOptions, drop_misfits, extent_px, trim_canvas
+from zemosaic_match import MatchOptions, drop_misfits, extent_px, trim_canvas, usual_feather_px
 from zemosaic_outputs import (
     ProductPaths,
     RunSummary,
@@ -72,6 +72,7 @@ class GridSettings:
     weight: str = "noise_variance"
     params: StackParams = field(default_factory=StackParams)
     radial: RadialWeight | None = None
+    feather_px: int = -1
     kernel: str = "lanczos3"
     orientation: str = "north_up"
     size_factor: float = 1.0
@@ -103,6 +104,7 @@ class GridSettings:
                 combine=config["stacking_final_combine_method"],
             ),
             radial=radial if config["apply_radial_weight"] else None,
+            feather_px=config["frame_feather_px"],
             kernel=config["resampling_kernel"],
             orientation=config["canvas_orientation"],
             size_factor=config["grid_size_factor"],
@@ -121,9 +123,12 @@ class GridSettings:
         """Return what the match needs of the settings."""
         return MatchOptions(self.normalise, self.weight, self.kernel, self.rgb_equalize and n_channels == 3)
 
-    def stack_options(self, n_channels: int) -> StackOptions:
-        """Return what the stack needs of the settings."""
-        return StackOptions(n_channels, self.params, self.kernel, self.radial, self.chunk_ram_mb * MEGABYTE)
+    def stack_options(self, n_channels: int, frames: list[StackFrame]) -> StackOptions:
+        """Return what the stack needs of the settings, the feather settled for all its frames."""
+        feather_px = self.feather_px if self.feather_px >= 0 else usual_feather_px(frames)
+        return StackOptions(
+            n_channels, self.params, self.kernel, self.radial, float(feather_px), self.chunk_ram_mb * MEGABYTE
+        )
 
     def described(self) -> dict:
         """Return the settings as plain values for the report and the headers."""
@@ -413,7 +418,7 @@ class _GridRun:
     def _tile_tasks(
         self, frames: list[StackFrame], cells: list[Rect], canvas: Canvas, n_channels: int
     ) -> list[_TileTask]:
-        options = self.settings.stack_options(n_channels)
+        options = self.settings.stack_options(n_channels, frames)
         margins = [cell.grown(self.settings.overlap_px) for cell in cells]
         members = frames_of_cells([frame.placement for frame in frames], margins)
         tasks = []

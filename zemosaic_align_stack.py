@@ -37,6 +37,7 @@ class StackOptions:
     params: StackParams = field(default_factory=StackParams)
     kernel: str = "lanczos3"
     radial: RadialWeight | None = None
+    feather_px: float = 0.0
     mem_limit_bytes: int = 512 * 1024**2
     threads: int = 1
 
@@ -127,11 +128,11 @@ class _Stacking:
     def __init__(self, frames: list[StackFrame], canvas: Canvas, rect: Rect, options: StackOptions) -> None:
         self.sources = [FrameSource(frame, canvas, options.kernel) for frame in frames]
         self.canvas, self.rect, self.options = canvas, rect, options
-        self.n_channels, self.radial, self.params = options.n_channels, options.radial, options.params
+        self.n_channels, self.params = options.n_channels, options.params
         self.whole = _empty_result(len(frames), options.n_channels, rect.shape)
         self.problems: dict[str, str] = {}
         with_alpha = any(source.header.alpha_hdu is not None for source in self.sources)
-        self.weighs_pixels = with_alpha or options.radial is not None
+        self.weighs_pixels = with_alpha or options.radial is not None or options.feather_px > 0
         self._buffer = np.empty(0, dtype=np.float32)
 
     def stack_on_host(self, slab: Rect) -> None:
@@ -168,6 +169,10 @@ class _Stacking:
             getattr(self.whole, name)[at] = plane
         self.whole.tally[active] += tally
 
+    def pixel_weights(self, source: FrameSource, part: Rect) -> np.ndarray:
+        """Return the weights of a frame's pixels in a part of the canvas."""
+        return source.pixel_weights(part, self.options.radial, self.options.feather_px)
+
     def miss(self, source: FrameSource, reason: str) -> None:
         """Note that a frame could not be read here."""
         self.problems[source.frame.record.frame_id] = reason
@@ -184,7 +189,7 @@ class _Stacking:
             try:
                 source.fill(part, data[(row, slice(None), *at)])
                 if pixel_weight is not None:
-                    pixel_weight[(row, *at)] = source.pixel_weights(part, self.radial)
+                    pixel_weight[(row, *at)] = self.pixel_weights(source, part)
             except FrameError as error:
                 data[row] = np.nan
                 self.miss(source, str(error))

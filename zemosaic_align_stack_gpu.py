@@ -26,7 +26,7 @@ from zemosaic_frame_arrays import (
     resample,
     to_float,
 )
-from zemosaic_frame_source import MONO, FrameSource, RadialWeight
+from zemosaic_frame_source import MONO, FrameSource
 from zemosaic_preprocess import ISOLATED_SIGMA
 from zemosaic_resample_kernels import lanczos3_table
 from zemosaic_stack_arrays import PIXEL_BYTES, SAMPLE_BYTES
@@ -50,7 +50,6 @@ class Stacking(Protocol):
 
     n_channels: int
     params: StackParams
-    radial: RadialWeight | None
     weighs_pixels: bool
 
     def stack_slab(
@@ -64,6 +63,10 @@ class Stacking(Protocol):
 
     def stack_on_host(self, slab: Rect) -> None:
         """Stack a slab on the host."""
+        ...
+
+    def pixel_weights(self, source: FrameSource, part: Rect) -> np.ndarray:
+        """Return the weights of a frame's pixels in a part of the canvas, on the host."""
         ...
 
     def miss(self, source: FrameSource, reason: str) -> None:
@@ -180,7 +183,7 @@ class DeviceStacker:
             try:
                 pixels = raw.result()
                 if weight is not None:
-                    weight[(row, *at)] = self.device.upload(source.pixel_weights(part, work.radial))
+                    weight[(row, *at)] = self.device.upload(work.pixel_weights(source, part))
             except FrameError as error:
                 work.miss(source, str(error))
                 continue

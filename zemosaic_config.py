@@ -115,6 +115,9 @@ OPTIONS: tuple[Option, ...] = (
            "Where the spread of a pixel's samples comes from: auto = robust spread of the samples and the "
            "measured noise of the frames; sample = textbook standard deviation; noise_model = the noise alone.",
            choices=("auto", "sample", "noise_model"), advanced=True),
+    Option("frame_feather_px", "int", -1, _STACKING,
+           "Distance from the edge of a frame over which its weight rises, so that no edge shows; -1 = automatic.",
+           unit="px", minimum=-1, maximum=1000, advanced=True),
     Option("apply_radial_weight", "bool", False, _STACKING, "Lower a frame's weight towards its corners."),
     Option("radial_feather_fraction", "float", 0.8, _STACKING,
            "Distance from the centre of a frame at which the radial weight reaches its floor.",

@@ -18,6 +18,7 @@ from zemosaic_reproject import (
     Canvas,
     Lattice,
     Placement,
+    feather,
     frame_positions,
     lattice,
     resample,
@@ -129,8 +130,8 @@ class FrameSource:
         )
         return clean[None] if self.colours is MONO else demosaic(clean, self.colours)
 
-    def pixel_weights(self, part: Rect, radial: RadialWeight | None) -> np.ndarray:
-        """Return the weight of each pixel of `part`, float32: its alpha, resampled like data, and `radial`.
+    def pixel_weights(self, part: Rect, radial: RadialWeight | None, feather_px: float) -> np.ndarray:
+        """Return the weight of each pixel of `part`, float32: alpha, resampled like data, `radial`, and a feather.
 
         Raises
         ------
@@ -147,6 +148,8 @@ class FrameSource:
             weight = np.nan_to_num(plane)
         if radial is not None:
             weight *= self._radial(part, radial)
+        if feather_px > 0:
+            feather(self.grid, part, self.header.shape, feather_px, weight)
         return weight
 
     def _radial(self, part: Rect, radial: RadialWeight) -> np.ndarray:

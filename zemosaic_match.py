@@ -263,3 +263,9 @@ def extent_px(frame: StackFrame) -> tuple[int, int]:
     scale = 1.0 / np.sqrt(frame.placement.area_ratio)
     ny, nx = frame.record.header.shape
     return round(ny * scale), round(nx * scale)
+
+
+def usual_feather_px(frames: list[StackFrame]) -> int:
+    """Return the feather of frames of which none is asked for: a sixtieth of their short side, 4 px at least."""
+    short = float(np.median([min(frame.record.header.shape) for frame in frames]))
+    return max(4, round(short / 60.0))

@@ -29,6 +29,9 @@ _ZENITHAL = ("TAN", "TPV", "SIN", "STG", "ARC", "ZPN", "ZEA")
 #: Pixels around a position that a kernel reads; Lanczos-3 looks at 3 and reads in vectors of eight.
 KERNEL_REACH_PX = {"lanczos3": 5, "bilinear": 1}
 
+#: Smallest weight that the feather of an edge leaves: data are data, wherever they are.
+LEAST_FEATHER = 0.01
+
 #: Noise of a canvas sample over that of an original pixel of its colour (red, green, blue), for white noise,
 #: averaged over positions; a mono frame, and one that was demosaiced first. Measured; a test repeats it.
 SAMPLE_NOISE = {
@@ -396,3 +399,21 @@ def frame_positions(grid: Lattice, rect: Rect) -> tuple[np.ndarray, np.ndarray]:
     x, y = np.empty(rect.shape), np.empty(rect.shape)
     kernels.positions(grid.nodes, grid.origin, (rect.y0, rect.x0), x, y)
     return x, y
+
+
+def feather(grid: Lattice, rect: Rect, frame_shape: tuple[int, int], width: float, weight: np.ndarray) -> None:
+    """Lower the weights of canvas pixels towards the edges of their frame, in place.
+
+    Parameters
+    ----------
+    grid : Lattice
+    rect : Rect
+        Canvas pixels of `weight`.
+    frame_shape : tuple of int
+        ``(ny, nx)``.
+    width : float
+        Frame pixels from the edge at which the weight is whole.
+    weight : ndarray, shape ``rect.shape``, float32
+    """
+    ny, nx = frame_shape
+    kernels.feather(grid.nodes, grid.origin, (rect.y0, rect.x0), ny, nx, width, LEAST_FEATHER, weight)

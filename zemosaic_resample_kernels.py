@@ -257,3 +257,20 @@ def positions(lattice, origin, corner, out_x, out_y):
     """Fill the frame positions of a rectangle of canvas pixels, float64 (oh, ow), from the lattice."""
     for row in range(out_x.shape[0]):
         _map_row(lattice, origin[0], origin[1], origin[2], corner[0] + row, corner[1], out_x[row], out_y[row])
+
+
+@nb.njit(cache=True, nogil=True)
+def feather(lattice, origin, corner, ny, nx, width, floor, out):
+    """Multiply weights (oh, ow) of canvas pixels by the feather of a frame of ``ny`` x ``nx`` pixels.
+
+    It rises as ``3 s^2 - 2 s^3`` from the frame's edge (`floor` at least, so that data keep a weight) to 1 at
+    `width` pixels from it.
+    """
+    x, y = np.empty(out.shape[1]), np.empty(out.shape[1])
+    for row in range(out.shape[0]):
+        _map_row(lattice, origin[0], origin[1], origin[2], corner[0] + row, corner[1], x, y)
+        for k in range(out.shape[1]):
+            distance = min(min(x[k], nx - 1.0 - x[k]), min(y[k], ny - 1.0 - y[k])) + 0.5
+            if distance < width:
+                s = max(distance / width, 0.0)
+                out[row, k] *= max(floor, s * s * (3.0 - 2.0 * s))

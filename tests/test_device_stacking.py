@@ -174,13 +174,15 @@ def on_stand_in(scene, **more):
     return stacked
 
 
-@pytest.mark.parametrize("radial", [None, RadialWeight(feather=0.9)], ids=["flat", "radial"])
+@pytest.mark.parametrize(
+    "weights", [{}, {"radial": RadialWeight(feather=0.9)}, {"feather_px": 9.0}], ids=["flat", "radial", "feather"]
+)
 @pytest.mark.parametrize("kernel", ["lanczos3", "bilinear"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_frames_of_every_kind_give_the_same_on_a_device(scene_of, kind, kernel, radial):
+def test_frames_of_every_kind_give_the_same_on_a_device(scene_of, kind, kernel, weights):
     scene = scene_of(kind)
-    host = scene.stack(kernel=kernel, radial=radial)
-    equivalent(on_stand_in(scene, kernel=kernel, radial=radial), host, scene)
+    host = scene.stack(kernel=kernel, **weights)
+    equivalent(on_stand_in(scene, kernel=kernel, **weights), host, scene)
     assert host.result.coverage.max() == len(scene.frames)
     assert host.result.rejected_high.sum() > 100
 

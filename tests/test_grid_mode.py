@@ -13,6 +13,7 @@ from surveys import TWO_WORKERS, Run, shuffled_copy, survey_in
 from zemosaic_events import FinishReason, PhaseProgress, RunFinished, RunStarted, TileDone
 from zemosaic_fits_products import read_image
 from zemosaic_synthetic import small_spec
+from zemosaic_types import StackParams
 
 COLOUR = small_spec(
     color=True, sip=True, rotation_deg=20.0, frames_per_panel=4, frame_shape=(240, 320), star_density=900.0, seed=5
@@ -207,7 +208,25 @@ def test_radial_weights_are_independent_of_the_tiles_and_favour_the_centres(colo
     second = Run(frames, tmp_path / "b", replace(settings, size_factor=3.0, chunk_ram_mb=2))
     np.testing.assert_array_equal(first.mosaic, second.mosaic)
     np.testing.assert_array_equal(first.coverage > 0, reference.coverage > 0)
-    assert first.weight[first.coverage > 0].min() < 0.2 * reference.weight[reference.coverage > 0].min()
+    covered = reference.coverage > 0
+    share = first.weight[covered] / reference.weight[covered]
+    assert share.min() < 0.5
+    assert share.max() <= 1.0 + 1e-6
+
+
+def test_frames_end_softly_and_cover_the_same_pixels(colour, tmp_path):
+    """Without a feather an edge is a step of a frame's whole weight; with one, pixels differ little from the next."""
+    _, frames, _ = colour
+    settings = replace(TWO_WORKERS, params=StackParams(reject="none"))
+    bare, soft = (
+        Run(frames, tmp_path / str(px), replace(settings, feather_px=px, overwrite=True)) for px in (0, 24)
+    )
+    np.testing.assert_array_equal(bare.coverage, soft.coverage)
+    inside = (bare.coverage[1, :, 1:] > 0) & (bare.coverage[1, :, :-1] > 0)
+    of_a_frame = np.nanmax(bare.weight[1] / bare.coverage[1].clip(1))
+    steps = [np.abs(np.diff(run.weight[1], axis=1))[inside].max() / of_a_frame for run in (bare, soft)]
+    assert steps[0] > 0.7
+    assert steps[1] < 0.15
 
 
 def test_colour_equalisation_brings_the_three_skies_to_one_level(colour, tmp_path):

@@ -11,9 +11,11 @@ import references
 from zemosaic_preprocess import bayer_colours, demosaic
 from zemosaic_reproject import (
     KERNEL_REACH_PX,
+    LEAST_FEATHER,
     MAP_TOLERANCE_PX,
     SAMPLE_NOISE,
     Lattice,
+    feather,
     frame_positions,
     lattice,
     optimal_canvas,
@@ -288,6 +290,22 @@ def test_the_noise_of_samples_is_the_one_stated(key):
         )
         found.append(out.std(axis=(1, 2)))
     assert np.mean(found, axis=0) == pytest.approx(SAMPLE_NOISE[key], rel=0.015)
+
+
+@pytest.mark.parametrize("width", [1.0, 12.0, 500.0])
+def test_the_feather_rises_from_the_edge_of_the_frame_as_it_says(width):
+    _, canvas, grid, _ = setup_frame()
+    weight = np.full(canvas.shape, 2.0, dtype=np.float32)
+    feather(grid, canvas.rect, SHAPE, width, weight)
+    x, y = frame_positions(grid, canvas.rect)
+    distance = np.minimum.reduce([x + 0.5, SHAPE[1] - 0.5 - x, y + 0.5, SHAPE[0] - 0.5 - y])
+    s = np.clip(distance / width, 0.0, 1.0)
+    expected = 2.0 * np.where(s < 1, np.maximum(3 * s**2 - 2 * s**3, LEAST_FEATHER), 1.0)
+    np.testing.assert_allclose(weight, expected, rtol=1e-6)
+    part = Rect(40, 90, 30, 110)
+    alone = np.full(part.shape, 2.0, dtype=np.float32)
+    feather(grid, part, SHAPE, width, alone)
+    np.testing.assert_array_equal(alone, weight[part.slices])
 
 
 def test_unknown_kernels_are_named():
