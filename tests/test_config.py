@@ -255,6 +255,7 @@ LIMITS = [
     ("grid_size_factor", 0.1, 100, 0.09, 100.1),
     ("grid_chunk_ram_mb", 64, 10**9, 63, None),
     ("grid_overlap_px", 0, 1000, -1, 1001),
+    ("frame_feather_px", -1, 1000, -2, 1001),
 ]
 
 

@@ -215,7 +215,7 @@ def test_radial_weights_are_independent_of_the_tiles_and_favour_the_centres(colo
 
 
 def test_frames_end_softly_and_cover_the_same_pixels(colour, tmp_path):
-    """Without a feather an edge is a step of a frame's whole weight; with one, pixels differ little from the next."""
+    """Without a feather an edge is a step of a frame's whole weight; with one, neighbours differ little."""
     _, frames, _ = colour
     settings = replace(TWO_WORKERS, params=StackParams(reject="none"))
     bare, soft = (
@@ -226,7 +226,7 @@ def test_frames_end_softly_and_cover_the_same_pixels(colour, tmp_path):
     of_a_frame = np.nanmax(bare.weight[1] / bare.coverage[1].clip(1))
     steps = [np.abs(np.diff(run.weight[1], axis=1))[inside].max() / of_a_frame for run in (bare, soft)]
     assert steps[0] > 0.7
-    assert steps[1] < 0.15
+    assert steps[1] < 0.2  # three edges at once
 
 
 def test_colour_equalisation_brings_the_three_skies_to_one_level(colour, tmp_path):
