@@ -156,4 +156,5 @@ def _note_values(matched: MatchedFrames, book: RunBook) -> None:
         row.n_stars = int(m.measure.star_x.size)
         solution = frame.solution
         row.gain, row.offset, row.weight = solution.gain, solution.offset, solution.weight
+        row.area_ratio = m.placement.area_ratio
         row.group, row.gain_group = int(match.group[k]), int(match.gain_group[k].max())
