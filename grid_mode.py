@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
@@ -30,6 +30,7 @@ from zemosaic_events import CancelToken, Emitter, FinishReason, RunFinished, Til
 from zemosaic_fits_io import frame_wcs
 from zemosaic_fits_products import ensure_writable_folder, remove_leftovers, remove_product, write_hdus
 from zemosaic_frame_source import RadialWeight, StackFrame
+from zemosaic_ledger import frames_to_drop
 from zemosaic_match import MatchOptions, drop_misfits, extent_px, trim_canvas
 from zemosaic_outputs import (
     ProductPaths,
@@ -40,7 +41,7 @@ from zemosaic_outputs import (
     write_pictures,
     write_report,
 )
-from zemosaic_passes import match_all, measure_all, read_frames
+from zemosaic_passes import NOTHING, match_all, measure_all, read_frames
 from zemosaic_reproject import Canvas, optimal_canvas
 from zemosaic_runbook import RunBook
 from zemosaic_stack_pool import DeviceAccess, DeviceReport, StackPool, device_of_process
@@ -84,9 +85,10 @@ class GridSettings:
     save_uint16: bool = False
     legacy_rgb_cube: bool = False
     overwrite: bool = False
+    drop_suggested: bool = False
 
     @classmethod
-    def from_config(cls, config: Config, *, overwrite: bool = False) -> GridSettings:
+    def from_config(cls, config: Config, *, overwrite: bool = False, drop_suggested: bool = False) -> GridSettings:
         """Return the settings that a resolved configuration asks for."""
         radial = RadialWeight(
             config["radial_feather_fraction"], config["radial_shape_power"], config["min_radial_weight_floor"]
@@ -115,6 +117,7 @@ class GridSettings:
             save_uint16=config["save_final_as_uint16"],
             legacy_rgb_cube=config["legacy_rgb_cube"],
             overwrite=overwrite,
+            drop_suggested=drop_suggested,
         )
 
     def match_options(self, n_channels: int) -> MatchOptions:
@@ -252,6 +255,7 @@ def _run(
 ) -> RunResult:
     if paths.folder.resolve() == input_folder.resolve():
         raise PlanError(f"{input_folder} cannot be input and output at once; nothing is written among raw frames")
+    drop = frames_to_drop(paths.ledger) if settings.drop_suggested else NOTHING
     ensure_writable_folder(paths.folder)
     remove_leftovers(paths.folder)
     if paths.mosaic.exists() and not settings.overwrite:
@@ -261,7 +265,7 @@ def _run(
     book = RunBook(paths, emit, cancel)
     with book.log_file():
         try:
-            return _GridRun(input_folder, settings, book, access).execute()
+            return _GridRun(input_folder, settings, book, access).execute(drop)
         except BaseException as error:
             logger.error("[GRID] aborted: %s", error, exc_info=not isinstance(error, ZeMosaicError))
             raise
@@ -322,11 +326,13 @@ class _GridRun:
         self.book = book
         self.paths = book.paths
 
-    def execute(self) -> RunResult:
+    def execute(self, drop: Mapping[str, str]) -> RunResult:
         book, settings = self.book, self.settings
         prepare_workers([__name__])
         with book.phase("plan"):
-            records = read_frames(self.input_folder, book)
+            if settings.drop_suggested and not drop:
+                book.say("the ledger of the earlier run suggests no frame to leave out")
+            records = read_frames(self.input_folder, book, drop)
         with book.phase("canvas"):
             records, canvas, n_channels = self._lay_out(records)
         with TaskPool(self._count_workers(len(records)), book.cancel) as pool:

@@ -167,6 +167,17 @@ def judge(rows: list[LedgerRow], n_channels: int) -> Judgement:
     return Judgement(used, columns, harm, levels, remarks, suggested, prediction, remembered, placed)
 
 
+def frames_to_drop(path: Path) -> dict[str, str]:
+    """Return the frames that a ledger suggests to leave out, and those that were left out so: reasons by frame id.
+
+    Raises
+    ------
+    PlanError
+        If there is no ledger, or it is not one.
+    """
+    return judge(*read_ledger(path)).to_drop()
+
+
 class FrameColumns:
     """The ledger's quantities as arrays, NaN where a frame lacks one."""
 

@@ -28,7 +28,7 @@ from zemosaic_fits_products import ImageStream, read_product_header, read_rows, 
 from zemosaic_preview import MAX_PREVIEW_PX, shrink_factor, shrink_rows, stretch, to_uint16
 from zemosaic_reproject import Canvas
 from zemosaic_stack_core import StackResult
-from zemosaic_types import Rect, RunResult
+from zemosaic_types import FrameError, Rect, RunResult
 
 SOFTWARE = "ZeMosaic"
 
@@ -398,6 +398,8 @@ def shrunk_image(path: Path, max_px: int = MAX_PREVIEW_PX) -> np.ndarray:
         If the file cannot be read.
     """
     header = read_product_header(path)
+    if header.get("NAXIS", 0) < 2:
+        raise FrameError(f"{path} cannot be read: it holds no image")
     ny, nx, c = header["NAXIS2"], header["NAXIS1"], header.get("NAXIS3", 1)
     factor = shrink_factor((ny, nx), max_px)
     step = factor * max(1, _BAND_SAMPLES // (factor * nx * c))
