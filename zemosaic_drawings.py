@@ -14,16 +14,16 @@ from html import escape
 
 import numpy as np
 
-#: Anchors of colour maps whose lightness grows evenly (viridis and inferno of matplotlib, in the public domain).
+#: Anchors of colour maps whose lightness grows evenly (the first is matplotlib's viridis, in the public domain).
 VIRIDIS = ((68, 1, 84), (62, 74, 137), (38, 130, 142), (53, 183, 121), (253, 231, 37))
-INFERNO = ((0, 0, 4), (87, 16, 110), (188, 55, 84), (249, 142, 9), (252, 255, 164))
+ICE = ((10, 14, 36), (28, 62, 122), (66, 126, 184), (150, 196, 220), (246, 251, 252))
 
 _NIGHT_GAP_S = 4 * 3600.0
 _SHORTEST_NIGHT_S = 900.0
 _NIGHT_MARGIN = 0.08  # of the mean night, between two nights
 _MAX_LABELS = 5
 _MINUTES = (1, 2, 5, 10, 15, 30, 60, 120, 180, 240)
-_WIDTH, _HEIGHT, _LEFT, _RIGHT, _TOP, _BOTTOM = 520, 150, 52, 8, 8, 22
+_WIDTH, _HEIGHT, _LEFT, _RIGHT, _TOP, _BOTTOM = 420, 140, 44, 6, 8, 20
 
 
 def coloured(values: np.ndarray, limits: tuple[float, float], anchors: tuple) -> np.ndarray:

@@ -24,7 +24,7 @@ AS_SUGGESTED = "left out as suggested: "
 _TEXTS = frozenset({"path", "reason", "frame_id", "date_obs", "filter", "outline"})
 _WHOLE = frozenset({"line", "n_stars", "group", "gain_group", "n_tiles", "n_samples", "n_rejected_low"})
 _COUNTS = frozenset({"n_tiles", "n_samples", "n_rejected_low", "n_rejected_high"})
-_MAX_REASONS = 2
+_MAX_REASONS = 3
 #: A match this good, in noises of a frame's pixel, is never called bad.
 _TRIFLING_RESIDUAL = 0.05
 #: A slope this small, in noises of a frame's pixel for a pixel, is never called steep.

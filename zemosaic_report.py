@@ -17,7 +17,7 @@ import numpy as np
 from astropy.coordinates import SkyCoord
 from astropy.io import fits
 
-from zemosaic_drawings import INFERNO, VIRIDIS, coloured, css_gradient, number
+from zemosaic_drawings import ICE, VIRIDIS, coloured, css_gradient, number
 from zemosaic_fits_products import encode_picture, read_product_header, write_text
 from zemosaic_harm import Levels
 from zemosaic_ledger import AS_SUGGESTED, Judgement, judge, read_ledger
@@ -112,9 +112,9 @@ def _content(paths: ProductPaths, run: dict, rows: list[LedgerRow], judgement: J
     left_out = [(names[row.path], without_folders(row.reason)) for row in rows if not row.used]
     left_out += [(names[row.path], without_folders(row.reason)) for row in rows if row.used and row.reason]
     failed = [(str(f["tile"]), without_folders(f["reason"])) for f in run["tiles"]["failed"]]
-    target = next((header[key] for key in ("OBJECT",) if header.get(key)), "")
     return PageContent(
-        title=" ".join(filter(None, ["Mosaic", f"of {target}" if target else "", paths.stem])),
+        title=f"Report of {paths.stem}",
+        maker=f"ZeMosaic {run.get('software', {}).get('zemosaic', '')}, {header.get('SOFTDATE', '')}",
         facts=_facts(run, header, rows, judgement.levels, coverage, scale),
         maps=_maps(paths, coverage, shape, canvas),
         shape=shape,
@@ -160,13 +160,14 @@ def _facts(
     ra, dec = run["canvas"]["crval_deg"]
     centre = SkyCoord(ra, dec, unit="deg").to_string("hmsdms", precision=0)
     inside = coverage[coverage > 0]
-    depth = f"{number(float(np.median(inside)))} frames" if inside.size else "none"
+    depth = f"{float(np.median(inside)):.1f} frames" if inside.size else "none"
     dropped = sum(row.reason.startswith(AS_SUGGESTED) for row in rows)
-    facts = [
-        ("frames", f"{len(used):,} of {len(rows):,} used"),
+    as_told = f", {dropped:,} left out as suggested" if dropped else ""
+    return [
+        ("frames", f"{len(used):,} of {len(rows):,} used{as_told}"),
         ("exposure together", _duration(exposure)),
         ("median depth", depth),
-        ("size", f"{nx:,} × {ny:,} px, {number(wide)}° × {number(tall)}°"),
+        ("size", f"{nx:,} × {ny:,} px, {wide:.2f}° × {tall:.2f}°"),
         ("scale", f"{scale_arcsec:.3f}″ a pixel"),
         ("projection centre (ICRS)", centre),
         ("orientation", _orientation(run["canvas"].get("angle_deg", 0.0))),
@@ -175,11 +176,7 @@ def _facts(
         ("FWHM", f"{number(levels.fwhm_px)} px, {number(levels.fwhm_px * scale_arcsec)}″"),
         ("observed (UTC)", _span(header)),
         ("run", f"{_duration(sum(run.get('seconds', {}).values()))}, {_memory(run)}"),
-        ("made by", f"ZeMosaic {run.get('software', {}).get('zemosaic', '')}, {header.get('SOFTDATE', '')}"),
     ]
-    if dropped:
-        facts.insert(1, ("left out as suggested", f"{dropped:,} frames"))
-    return facts
 
 
 def _duration(seconds: float) -> str:
@@ -212,7 +209,7 @@ def _maps(paths: ProductPaths, coverage: np.ndarray, shape: tuple[int, int], can
     depth = coloured(np.where(coverage > 0, coverage, np.nan), (0.0, top), VIRIDIS)
     note = "Frames a pixel after rejection, mean of the colours."
     figures.append(
-        MapFigure("Coverage", note, _png(depth), whole, css_gradient(VIRIDIS), "0", f"{number(top)} frames")
+        MapFigure("Coverage", note, _png(depth), whole, css_gradient(VIRIDIS), "0", f"{top:.0f} frames")
     )
     if paths.residual.is_file():
         figures.append(_residual_map(paths.residual, shape, canvas))
@@ -229,9 +226,9 @@ def _residual_map(path: Path, shape: tuple[int, int], canvas: dict) -> MapFigure
     return MapFigure(
         "Residual background",
         note,
-        _png(coloured(values, (0.0, top), INFERNO)),
+        _png(coloured(values, (0.0, top), ICE)),
         _box_on_canvas(read_product_header(path), values.shape, shape, canvas),
-        css_gradient(INFERNO),
+        css_gradient(ICE),
         "0",
         f"{number(top, 2)} σ",
         pixelated=True,

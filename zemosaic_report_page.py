@@ -48,6 +48,7 @@ class PageContent:
     """All that a page shows; `names` are those of the judgement's rows, without their folders."""
 
     title: str
+    maker: str
     facts: list[tuple[str, str]]
     maps: list[MapFigure]
     shape: tuple[int, int]
@@ -159,7 +160,7 @@ def _levels(where: str, now: Levels, without: Levels) -> str:
     for name, unit, a, b in (
         ("noise of a pixel", "ADU", now.noise, without.noise),
         ("seams", "ADU", now.seam, without.seam),
-        (f"error of {PATCH_PX} x {PATCH_PX} px", "ADU", now.error, without.error),
+        (f"error of {PATCH_PX} × {PATCH_PX} px", "ADU", now.error, without.error),
         ("FWHM", "px", now.fwhm_px, without.fwhm_px),
     ):
         cells = f'<td class="n">{number(a)} {unit}</td><td class="n">{number(b)} {unit}</td>'
@@ -223,23 +224,42 @@ def _scale_bar(content: PageContent) -> str:
     )
 
 
-def _quantities(judgement: Judgement) -> list[tuple[str, str, np.ndarray]]:
-    """Return (name, unit, values) of what is shown of every frame, in plots and table."""
+@dataclass(frozen=True)
+class _Quantity:
+    """A value of every frame, as it is shown: with so many decimals, or three significant digits if None."""
+
+    name: str
+    unit: str
+    values: np.ndarray
+    decimals: int | None = None
+
+    @property
+    def label(self) -> str:
+        return f"{self.name}, {self.unit}" if self.unit else self.name
+
+    def shown(self, value: float) -> str:
+        if self.decimals is None or not np.isfinite(value):
+            return number(float(value))
+        return f"{value:.{self.decimals}f}".replace("-", "−")
+
+
+def _quantities(judgement: Judgement) -> list[_Quantity]:
+    """Return what is shown of every frame, in plots and table."""
     columns = judgement.columns
     slope = np.hypot(
         root_mean_square(columns.coloured("gradient_x")), root_mean_square(columns.coloured("gradient_y"))
     )
     return [
-        ("sky", "ADU", _mean(columns.coloured("sky"))),
-        ("noise", "ADU", root_mean_square(columns.noise())),
-        ("FWHM", "px", columns.width()),
-        ("elongation", "", columns.single("elongation")),
-        ("stars", "", columns.single("n_stars")),
-        ("transparency", "", columns.single("transparency")),
-        ("left after the match", "ADU", root_mean_square(columns.coloured("match_residual"))),
-        ("rejected", "%", 100.0 * columns.single("rejected_fraction")),
-        ("beside neighbours", "px", columns.single("align_residual_px")),
-        ("gradient", "ADU / 1000 px", 1000.0 * slope),
+        _Quantity("sky", "ADU", _mean(columns.coloured("sky"))),
+        _Quantity("noise", "ADU", root_mean_square(columns.noise())),
+        _Quantity("FWHM", "px", columns.width(), 2),
+        _Quantity("elongation", "", columns.single("elongation"), 2),
+        _Quantity("stars", "", columns.single("n_stars"), 0),
+        _Quantity("transparency", "", columns.single("transparency"), 2),
+        _Quantity("left after match", "ADU", root_mean_square(columns.coloured("match_residual"))),
+        _Quantity("rejected", "%", 100.0 * columns.single("rejected_fraction"), 1),
+        _Quantity("misaligned", "px", columns.single("align_residual_px"), 2),
+        _Quantity("gradient", "ADU / 1000 px", 1000.0 * slope),
     ]
 
 
@@ -253,15 +273,16 @@ def _plots(content: PageContent) -> str:
     axis = time_axis(np.array([seconds_of(row.date_obs) for row in judgement.rows]))
     undated = int((~np.isfinite(axis.x)).sum())
     figures = []
-    for name, unit, values in _quantities(judgement):
-        if not np.isfinite(values[np.isfinite(axis.x)]).any():
+
+    def name_of(k: int) -> str:
+        return _UNPRINTABLE.sub("\ufffd", content.names[k])
+
+    for quantity in _quantities(judgement):
+        if not np.isfinite(quantity.values[np.isfinite(axis.x)]).any():
             continue
-        what = f"{name}, {unit}" if unit else name
-        drawing = scatter(
-            axis, values, judgement.suggested, lambda k: text(content.names[k]), f"{what}, over time"
-        )
-        median = number(float(np.nanmedian(values)))
-        caption = f'<b>{text(what)}</b><span class="small">median {median}</span>'
+        drawing = scatter(axis, quantity.values, judgement.suggested, name_of, f"{quantity.label}, over time")
+        median = quantity.shown(float(np.nanmedian(quantity.values)))
+        caption = f'<b>{text(quantity.label)}</b><span class="small">median {median}</span>'
         figures.append(f"<figure><figcaption>{caption}</figcaption>{drawing}</figure>")
     if not figures:
         return ""
@@ -275,39 +296,36 @@ def _plots(content: PageContent) -> str:
 
 def _table(content: PageContent) -> str:
     judgement, harm = content.judgement, content.judgement.harm
-    shares = [("harm", harm.total), ("noise", harm.noise), ("seams", harm.seam), ("blur", harm.blur)]
-    numbers = [(name, "%", 100.0 * values) for name, values in shares] + _quantities(judgement)
-    numbers = [column for column in numbers if np.isfinite(column[2]).any()]
+    shares = [("harm", harm.total), ("by noise", harm.noise), ("by seams", harm.seam), ("by blur", harm.blur)]
+    columns = [_Quantity(name, "%", 100.0 * values, 1) for name, values in shares] + _quantities(judgement)
+    columns = [column for column in columns if np.isfinite(column.values).any()]
     order = np.argsort(-np.nan_to_num(harm.total, nan=-np.inf), kind="stable")[:MAX_TABLE_ROWS]
+    rows = [_frame_row(content, k, columns) for k in order.tolist()]
     heads = "".join(
-        f'<th class="n" data-sort="n">{name}<small>{unit or "&#160;"}</small></th>' for name, unit, _ in numbers
+        f'<th class="n" data-sort="n">{column.name}<small>{column.unit or "&#160;"}</small></th>'
+        for column in columns
     )
-    chosen = set(judgement.suggested)
-    rows = []
-    for k in order.tolist():
-        row = judgement.rows[k]
-        cells = "".join(
-            f'<td class="n" data-v="{values[k]:.6g}">{_cell(values[k], unit)}</td>' for _, unit, values in numbers
-        )
-        mark = ' class="suggested"' if k in chosen else ""
-        when = text(row.date_obs[:19].replace("T", " "))
-        remark = text(judgement.remarks[k])
-        rows.append(f"<tr{mark}><th>{text(content.names[k])}</th>{cells}<td>{when}</td><td>{remark}</td></tr>")
     n = len(judgement.rows)
     shown = f"The worst {MAX_TABLE_ROWS} of {n:,} frames; ledger.csv has all." if n > MAX_TABLE_ROWS else ""
     return (
         "<section><h2>Frames by harm</h2><p>Harm is what a faint star’s signal to noise would gain, where the "
         f"frame lies, if that frame alone were left out; a frame that helps has a negative one. {shown}</p>"
         '<div class="scroll"><table class="frames"><thead><tr><th data-sort="t">frame</th>'
-        f'{heads}<th data-sort="t">date (UTC)</th><th data-sort="t">what is unusual</th></tr></thead>'
+        f'{heads}<th data-sort="t">date (UTC)</th></tr></thead>'
         f"<tbody>{''.join(rows)}</tbody></table></div></section>"
     )
 
 
-def _cell(value: float, unit: str) -> str:
-    if unit == "%" and np.isfinite(value):
-        return f"{value:.1f}".replace("-", "−")
-    return number(float(value))
+def _frame_row(content: PageContent, k: int, columns: list[_Quantity]) -> str:
+    judgement = content.judgement
+    cells = "".join(
+        f'<td class="n" data-v="{column.values[k]:.6g}">{column.shown(column.values[k])}</td>'
+        for column in columns
+    )
+    mark = ' class="suggested"' if k in judgement.suggested else ""
+    remark = f"<small>{text(judgement.remarks[k])}</small>" if judgement.remarks[k] else ""
+    when = text(judgement.rows[k].date_obs[:19].replace("T", " "))
+    return f"<tr{mark}><th>{text(content.names[k])}{remark}</th>{cells}<td>{when}</td></tr>"
 
 
 def _listing(title: str, heads: tuple[str, str], items: list[tuple[str, str]]) -> str:
@@ -329,13 +347,14 @@ def _notes(content: PageContent) -> str:
         "<p>Each place of the mosaic is the weighted mean of its frames. With weights w, pixel noise s, residual "
         "r after the match and FWHM f (elongation and misalignment included), its noise variance is Σ(ws)² / "
         "(Σw)², its seam variance Σ(wr)² / (Σw)², its FWHM² Σwf² / Σw. Noise averages out over pixels, seams do "
-        f"not: harm compares the error of a patch of {PATCH_PX} x {PATCH_PX} pixels, and the FWHM, with and "
+        f"not: harm compares the error of a patch of {PATCH_PX} × {PATCH_PX} pixels, and the FWHM, with and "
         f"without the frame, on a grid of {CELLS_ACROSS} cells along a frame’s short side. The suggestion takes "
         "the worst frame out, judges its neighbours again, and goes on while that gains "
         f"{100 * MIN_GAIN:.0f} % or more; it never takes more than {100 * MAX_SHARE:.0f} % of the frames (at "
         "least one), none that nothing unusual can be said of, and none that would leave a hole. What the ledger "
         "does not tell is taken as usual.</p>"
-        f'<details><summary>Settings of the run</summary><dl class="facts">{settings}</dl></details></section>'
+        f'<details><summary>Settings of the run</summary><dl class="facts">{settings}</dl></details>'
+        f"<p>Made by {text(content.maker)}.</p></section>"
     )
 
 
@@ -347,7 +366,7 @@ _STYLE = """
 --paper:#121418;--card:#1b1e24;--ink:#e4e6e9;--soft:#9aa1ab;--rule:#31363f;
 --dot:#79b0ea;--culprit:#ff8d4e;--tint:#38241a}}
 *{box-sizing:border-box}
-body{margin:0 auto;max-width:1280px;padding:24px;background:var(--paper);color:var(--ink);
+body{margin:0 auto;max-width:1440px;padding:24px;background:var(--paper);color:var(--ink);
 font:15px/1.5 system-ui,sans-serif}
 h1{font-size:26px;margin:0 0 12px}h2{font-size:19px;margin:0 0 8px}p{margin:6px 0}
 section{margin:28px 0}b{font-weight:600}
@@ -365,13 +384,15 @@ code{background:var(--paper);border:1px solid var(--rule);border-radius:4px;padd
 table{border-collapse:collapse;font-size:13.5px;font-variant-numeric:tabular-nums}
 th,td{text-align:left;padding:4px 10px;border-bottom:1px solid var(--rule);vertical-align:top}
 th{font-weight:600}tbody th{font-weight:500}.n{text-align:right;white-space:nowrap}
+tr.suggested small{color:var(--ink)}
 th.group{color:var(--soft);padding-top:12px}.levels{width:100%}
 .scroll{overflow:auto;max-height:720px;background:var(--card);border:1px solid var(--rule);border-radius:8px}
 .scroll table{width:100%}.scroll thead th{position:sticky;top:0;background:var(--card);vertical-align:bottom}
 .scroll tbody tr:last-child>*{border-bottom:0}
 th[data-sort]{cursor:pointer}th small{display:block;font-weight:400}
 th[aria-sort=ascending]::before{content:"↑ "}th[aria-sort=descending]::before{content:"↓ "}
-.frames tbody th,.frames td{white-space:nowrap}
+.frames td{white-space:nowrap}.frames tbody th{min-width:200px;max-width:320px;overflow-wrap:anywhere}
+.frames th,.frames td{padding:4px 8px}
 tr.suggested{background:var(--tint)}tr.suggested th{color:var(--culprit);font-weight:600}
 figure{margin:0;background:var(--card);border:1px solid var(--rule);border-radius:8px;padding:12px}
 figcaption{display:flex;justify-content:space-between;align-items:baseline;gap:12px;margin-bottom:6px}
@@ -379,7 +400,7 @@ figcaption{display:flex;justify-content:space-between;align-items:baseline;gap:1
 .maps figure:first-child{grid-column:1/-1}
 @media (max-width:760px){.maps{grid-template-columns:1fr}body{padding:12px}}
 .map{display:block;width:100%;max-height:86vh}
-.outline{fill:none;stroke:var(--culprit);stroke-width:2;vector-effect:non-scaling-stroke}
+.outline{fill:none;stroke:#ff8d4e;stroke-width:2;vector-effect:non-scaling-stroke}
 .outline:hover{fill:var(--culprit);fill-opacity:.15}
 .bar path{stroke:#fff}.bar text{fill:#fff}
 .scale{display:flex;align-items:center;gap:8px;font-size:12.5px;color:var(--soft)}
@@ -387,7 +408,7 @@ figcaption{display:flex;justify-content:space-between;align-items:baseline;gap:1
 .plots{display:grid;grid-template-columns:repeat(auto-fill,minmax(380px,1fr));gap:16px;margin-top:12px}
 .plot{display:block;width:100%}
 .axis{fill:var(--soft);font-size:11px}.line{stroke:var(--rule);fill:none}.night{stroke-dasharray:3 3}
-.dots{stroke:var(--dot);stroke-width:5;stroke-linecap:round;stroke-opacity:.6;fill:none}
+.dots{stroke:var(--dot);stroke-width:5;stroke-linecap:round;stroke-opacity:.7;fill:none}
 .culprit{fill:var(--culprit);stroke:var(--card)}.key{color:var(--culprit)}
 details summary{cursor:pointer;margin:8px 0}
 @media print{.scroll,ol{max-height:none}}
