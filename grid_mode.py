@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
@@ -30,7 +30,8 @@ from zemosaic_events import CancelToken, Emitter, FinishReason, RunFinished, Til
 from zemosaic_fits_io import frame_wcs
 from zemosaic_fits_products import ensure_writable_folder, remove_leftovers, remove_product, write_hdus
 from zemosaic_frame_source import RadialWeight, StackFrame
-from zemosaic_match import MatchOptions, drop_misfits, extent_px, trim_canvas, usual_feather_px
+from zemosaic_ledger import frames_to_drop
+from zemosaic_match import MatchOptions, drop_misfits, extent_px, usual_feather_px
 from zemosaic_outputs import (
     ProductPaths,
     RunSummary,
@@ -39,8 +40,9 @@ from zemosaic_outputs import (
     write_ledger,
     write_pictures,
     write_report,
+    write_residual,
 )
-from zemosaic_passes import match_all, measure_all, read_frames
+from zemosaic_passes import NOTHING, match_all, measure_all, read_frames
 from zemosaic_reproject import Canvas, optimal_canvas
 from zemosaic_runbook import RunBook
 from zemosaic_stack_pool import DeviceAccess, DeviceReport, StackPool, device_of_process
@@ -85,9 +87,10 @@ class GridSettings:
     save_uint16: bool = False
     legacy_rgb_cube: bool = False
     overwrite: bool = False
+    drop_suggested: bool = False
 
     @classmethod
-    def from_config(cls, config: Config, *, overwrite: bool = False) -> GridSettings:
+    def from_config(cls, config: Config, *, overwrite: bool = False, drop_suggested: bool = False) -> GridSettings:
         """Return the settings that a resolved configuration asks for."""
         radial = RadialWeight(
             config["radial_feather_fraction"], config["radial_shape_power"], config["min_radial_weight_floor"]
@@ -117,6 +120,7 @@ class GridSettings:
             save_uint16=config["save_final_as_uint16"],
             legacy_rgb_cube=config["legacy_rgb_cube"],
             overwrite=overwrite,
+            drop_suggested=drop_suggested,
         )
 
     def match_options(self, n_channels: int) -> MatchOptions:
@@ -257,6 +261,7 @@ def _run(
 ) -> RunResult:
     if paths.folder.resolve() == input_folder.resolve():
         raise PlanError(f"{input_folder} cannot be input and output at once; nothing is written among raw frames")
+    drop = frames_to_drop(paths.ledger) if settings.drop_suggested else NOTHING
     ensure_writable_folder(paths.folder)
     remove_leftovers(paths.folder)
     if paths.mosaic.exists() and not settings.overwrite:
@@ -266,7 +271,7 @@ def _run(
     book = RunBook(paths, emit, cancel)
     with book.log_file():
         try:
-            return _GridRun(input_folder, settings, book, access).execute()
+            return _GridRun(input_folder, settings, book, access).execute(drop)
         except BaseException as error:
             logger.error("[GRID] aborted: %s", error, exc_info=not isinstance(error, ZeMosaicError))
             raise
@@ -327,11 +332,13 @@ class _GridRun:
         self.book = book
         self.paths = book.paths
 
-    def execute(self) -> RunResult:
+    def execute(self, drop: Mapping[str, str]) -> RunResult:
         book, settings = self.book, self.settings
         prepare_workers([__name__])
         with book.phase("plan"):
-            records = read_frames(self.input_folder, book)
+            if settings.drop_suggested and not drop:
+                book.say("the ledger of the earlier run suggests no frame to leave out")
+            records = read_frames(self.input_folder, book, drop)
         with book.phase("canvas"):
             records, canvas, n_channels = self._lay_out(records)
         with TaskPool(self._count_workers(len(records)), book.cancel) as pool:
@@ -342,10 +349,11 @@ class _GridRun:
                     records, canvas, n_channels = self._lay_out([m.record for m in measured])
                     measured = measure_all(pool, records, canvas, n_channels, book)
             with book.phase("match"):
-                frames = match_all(measured, settings.match_options(n_channels), book)
-                canvas, frames = trim_canvas(canvas, frames)
+                matched = match_all(measured, canvas, settings.match_options(n_channels), book)
+                canvas = matched.canvas
+                write_residual(self.paths, *matched.disagreement)
             with book.phase("stack"):
-                cells, tile_paths = self._stack(pool, frames, canvas, n_channels)
+                cells, tile_paths = self._stack(pool, matched.frames, canvas, n_channels)
         saturation = min(record.header.saturation for record in records)
         summary = book.summary(canvas, n_channels, settings.described(), saturation)
         with book.phase("assemble"):

@@ -65,6 +65,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_demo(commands)
     _add_plan(commands)
     _add_grid(commands)
+    _add_report(commands)
     _add_config(commands)
     _add_doctor(commands)
     return parser
@@ -92,8 +93,19 @@ def _add_grid(commands: argparse._SubParsersAction) -> None:
     grid.add_argument("input", type=Path, metavar="INPUT", help="folder of frames, with or without stack_plan.csv")
     grid.add_argument("output", type=Path, metavar="OUTPUT", help="folder for the products")
     grid.add_argument("--overwrite", action="store_true", help="replace an earlier mosaic in OUTPUT")
+    grid.add_argument(
+        "--drop-suggested",
+        action="store_true",
+        help="leave out the frames that the ledger of the earlier run in OUTPUT suggests (see report)",
+    )
     _add_run_options(grid)
     grid.set_defaults(run=_grid)
+
+
+def _add_report(commands: argparse._SubParsersAction) -> None:
+    report = commands.add_parser("report", help="write report.html: maps, quality of frames, culprits")
+    report.add_argument("output", type=Path, metavar="OUTPUT", help="folder of a finished run")
+    report.set_defaults(run=_report)
 
 
 def _add_run_options(parser: argparse.ArgumentParser) -> None:
@@ -169,7 +181,11 @@ def _run(arguments: argparse.Namespace, start: Callable) -> object:
         print(f"zemosaic: {note}", file=sys.stderr)
     logging.getLogger("ZeMosaicWorker").setLevel(config["logging_level"])
     logging.getLogger("ZeMosaicWorker").propagate = False
-    settings = GridSettings.from_config(config, overwrite=getattr(arguments, "overwrite", True))
+    settings = GridSettings.from_config(
+        config,
+        overwrite=getattr(arguments, "overwrite", True),
+        drop_suggested=getattr(arguments, "drop_suggested", False),
+    )
     reporter = TerminalReporter(quiet=arguments.quiet)
     with _cancelled_by_ctrl_c() as cancel:
         return start(settings, listener=reporter, cancel=cancel)
@@ -204,6 +220,13 @@ def _tell(result: RunResult) -> int:
     for failure in result.failed_tiles:
         print(f"  tile {failure.tile} failed, its part of the sky is missing: {failure.reason}")
     return COMPLETE if result.complete else WITH_FAILURES
+
+
+def _report(arguments: argparse.Namespace) -> int:
+    from zemosaic_report import write_page
+
+    print("\n".join(write_page(arguments.output)))
+    return COMPLETE
 
 
 def _plan(arguments: argparse.Namespace) -> int:

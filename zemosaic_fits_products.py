@@ -118,9 +118,24 @@ def write_png(path: Path, rgba: np.ndarray) -> None:
     if rgba.dtype != np.uint8 or not (coloured or rgba.ndim == 2) or rgba.size == 0:
         raise ValueError(f"a picture is uint8 (ny, nx, 4) or (ny, nx), not {rgba.dtype} {rgba.shape}")
     # Encoded in memory: Pillow does not say why when the disk is full.
+    write_bytes(path, encode_picture(rgba, "PNG", compress_level=1))
+
+
+def encode_picture(pixels: np.ndarray, kind: str, **options: int) -> bytes:
+    """Return a picture as the bytes of a file.
+
+    Parameters
+    ----------
+    pixels : ndarray of uint8, shape (ny, nx), (ny, nx, 3) or (ny, nx, 4)
+        First row on top.
+    kind : str
+        ``"PNG"``, or ``"JPEG"`` (without opacity).
+    options : int
+        Of Pillow's writer.
+    """
     encoded = io.BytesIO()
-    Image.fromarray(np.ascontiguousarray(rgba)).save(encoded, format="PNG", compress_level=1)
-    write_bytes(path, encoded.getbuffer())
+    Image.fromarray(np.ascontiguousarray(pixels)).save(encoded, format=kind, **options)
+    return encoded.getvalue()
 
 
 def write_hdus(path: Path, hdulist: fits.HDUList) -> None:
@@ -230,8 +245,19 @@ def read_product_wcs(path: Path) -> WCS:
     FrameError
         If the file cannot be read.
     """
+    return WCS(read_product_header(path), naxis=2)
+
+
+def read_product_header(path: Path) -> fits.Header:
+    """Return the header of a product's primary image.
+
+    Raises
+    ------
+    FrameError
+        If the file cannot be read.
+    """
     try:
-        return WCS(fits.getheader(path, 0), naxis=2)
+        return fits.getheader(path, 0)
     except OSError as err:
         raise FrameError(f"{path} cannot be read: {err}") from err
 

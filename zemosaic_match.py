@@ -12,7 +12,7 @@ import numpy as np
 from zemosaic_fits_io import frame_wcs
 from zemosaic_frame_source import StackFrame
 from zemosaic_measure import FWHM_OF_SIGMA, MeasuredFrame
-from zemosaic_photometry import Geometry, Match, solve_match
+from zemosaic_photometry import Geometry, Match, cell_place, solve_match
 from zemosaic_reproject import Canvas, centre_icrs, pixel_scale_deg, sample_noise
 from zemosaic_tiling import separate_isolated
 from zemosaic_types import FrameRecord, FrameSolution, LeftOut, Rect
@@ -40,17 +40,26 @@ class MatchOptions:
     kernel: str = "lanczos3"
     rgb_equalize: bool = False
 
+    @property
+    def knows_gains(self) -> bool:
+        """Whether gains are solved."""
+        return self.normalise in ("linear_fit", "global")
+
 
 @dataclass(frozen=True)
 class MatchedFrames:
     """The frames of the stack with their solution, in frame order, and what was left out on the way.
 
-    `measured`, `frames` and the rows of `match` belong together.
+    `measured`, `frames`, `transparency` and the rows of `match` belong together. `canvas` is what the frames
+    cover, and they lie on it. `transparency` is 1 for the usual frame, `disagreement` from `coarse_map`.
     """
 
     measured: list[MeasuredFrame]
     frames: list[StackFrame]
+    canvas: Canvas
     match: Match
+    transparency: list[float]
+    disagreement: tuple[np.ndarray, Canvas]
     left_out: list[LeftOut]
 
 
@@ -109,7 +118,7 @@ def _centre_and_diagonal(record: FrameRecord) -> tuple[float, float, float]:
     return ra, dec, float(np.hypot(*record.header.shape)) * pixel_scale_deg(wcs)
 
 
-def match_frames(measured: list[MeasuredFrame], options: MatchOptions) -> MatchedFrames:
+def match_frames(measured: list[MeasuredFrame], canvas: Canvas, options: MatchOptions) -> MatchedFrames:
     """Solve gains, offsets and gradients of all frames and derive their weights.
 
     Frames that clouds have all but blotted out, or whose sky is so uneven that no plane levels it, are left out,
@@ -117,19 +126,50 @@ def match_frames(measured: list[MeasuredFrame], options: MatchOptions) -> Matche
     `frames` is empty if none is left.
     """
     left_out: list[LeftOut] = []
+    cell_px = measured[0].cell_px
     match, geometry = _solve(measured, options.normalise)
     while spoilt := _spoilt(measured, match, geometry):
         for k, reason in spoilt.items():
             left_out.append(LeftOut(measured[k].record.path, reason, measured[k].record.line))
         measured = [m for k, m in enumerate(measured) if k not in spoilt]
         if not measured:
-            return MatchedFrames([], [], match, left_out)
+            return MatchedFrames([], [], canvas, match, [], coarse_map(match, canvas, cell_px), left_out)
         match, geometry = _solve(measured, options.normalise)
     if options.rgb_equalize:
         match = _equalised(measured, match)
     blur = _blur(measured)
     frames = [_stack_frame(m, match, geometry, k, blur[k], options) for k, m in enumerate(measured)]
-    return MatchedFrames(measured, frames, match, left_out)
+    transparency = _transparency(match, geometry)
+    disagreement = coarse_map(match, canvas, cell_px)
+    canvas, frames = trim_canvas(canvas, frames)
+    return MatchedFrames(measured, frames, canvas, match, transparency, disagreement, left_out)
+
+
+def _transparency(match: Match, geometry: Geometry) -> list[float]:
+    """Return the share of the usual light that each frame got, the mean of its colours."""
+    gain = match.gain / geometry.area_ratio[:, None]
+    return (np.median(gain, axis=0) / gain).mean(axis=1).tolist()
+
+
+def coarse_map(match: Match, canvas: Canvas, cell_px: int) -> tuple[np.ndarray, Canvas]:
+    """Return how far the frames still disagree as an image, a pixel a coarse cell, and its canvas.
+
+    The image is (c, ny, nx) float32, in noises of a frame's pixel, NaN where fewer than two frames see the cell.
+    """
+    row, column = cell_place(match.cell)
+    if not row.size:  # frames smaller than a cell
+        row, column, match = (
+            np.zeros(1, int),
+            np.zeros(1, int),
+            replace(match, disagreement=np.full((1, 1), np.nan)),
+        )
+    y0, x0 = int(row.min()), int(column.min())
+    shape = int(row.max()) - y0 + 1, int(column.max()) - x0 + 1
+    image = np.full((match.disagreement.shape[1], *shape), np.nan, dtype=np.float32)
+    image[:, row - y0, column - x0] = match.disagreement.T
+    # The centre of cell (0, 0) is that of the canvas's first pixel, whose number in FITS is 1.
+    crpix = tuple((p - 1.0) / cell_px - first + 1.0 for p, first in zip(canvas.crpix, (x0, y0), strict=True))
+    return image, replace(canvas, crpix=crpix, scale_deg=canvas.scale_deg * cell_px, shape=shape)
 
 
 def _solve(measured: list[MeasuredFrame], method: str) -> tuple[Match, Geometry]:

@@ -24,16 +24,19 @@ from astropy.io import fits
 from astropy.time import Time
 from erfa import ErfaError, ErfaWarning
 
-from zemosaic_fits_products import ImageStream, read_rows, write_hdus, write_png, write_text
-from zemosaic_preview import shrink_factor, shrink_rows, stretch, to_uint16
+from zemosaic_fits_products import ImageStream, read_product_header, read_rows, write_hdus, write_png, write_text
+from zemosaic_preview import MAX_PREVIEW_PX, shrink_factor, shrink_rows, stretch, to_uint16
 from zemosaic_reproject import Canvas
 from zemosaic_stack_core import StackResult
-from zemosaic_types import Rect, RunResult
+from zemosaic_types import FrameError, Rect, RunResult
 
 SOFTWARE = "ZeMosaic"
 
-_COLOURS = "rgb"
-_BAND_ROWS = 64
+#: Quantities of the ledger that have a value a colour.
+COLOURED = frozenset({"sky", "noise", "gain", "offset", "weight", "gradient_x", "gradient_y", "match_residual"})
+
+COLOURS = "rgb"
+_BAND_SAMPLES = 8_000_000  # of an image in memory while it is shrunk
 _LONGEST_EXPOSURE_S = 86400.0
 
 
@@ -60,6 +63,11 @@ class ProductPaths:
         return self.folder / f"{self.stem}_weight.fits"
 
     @property
+    def residual(self) -> Path:
+        """How far the frames still disagree after the match, a pixel a coarse cell, in frame noises."""
+        return self.folder / f"{self.stem}_residual.fits"
+
+    @property
     def viewer(self) -> Path:
         """16-bit version for viewers."""
         return self.folder / f"{self.stem}_viewer.fits"
@@ -80,6 +88,11 @@ class ProductPaths:
         return self.folder / "report.json"
 
     @property
+    def page(self) -> Path:
+        """The report as a page, from ``zemosaic report``."""
+        return self.folder / "report.html"
+
+    @property
     def log(self) -> Path:
         """Log of the run."""
         return self.folder / "zemosaic.log"
@@ -96,7 +109,12 @@ class ProductPaths:
 
 @dataclass
 class LedgerRow:
-    """What became of one planned frame; colour values are tuples of one or three."""
+    """What became of one planned frame; colour values are tuples of one or three.
+
+    `sky`, `noise` and `fwhm_px` are of the frame's own pixels; `gradient_x`, `gradient_y` (a canvas pixel) and
+    `match_residual` are in units of the mosaic. `outline` holds the corners, ``x y`` four times, in mosaic pixels
+    (0-based), `area_ratio` the sky area of a mosaic pixel over that of a frame pixel.
+    """
 
     path: str
     line: int | None = None
@@ -114,6 +132,13 @@ class LedgerRow:
     gain: tuple[float, ...] = ()
     offset: tuple[float, ...] = ()
     weight: tuple[float, ...] = ()
+    gradient_x: tuple[float, ...] = ()
+    gradient_y: tuple[float, ...] = ()
+    transparency: float | None = None
+    match_residual: tuple[float, ...] = ()
+    align_residual_px: float | None = None
+    outline: str = ""
+    area_ratio: float | None = None
     group: int | None = None
     gain_group: int | None = None
     n_tiles: int = 0
@@ -131,11 +156,10 @@ class LedgerRow:
 def ledger_text(rows: list[LedgerRow], n_channels: int) -> str:
     """Return the ledger as CSV, a column a colour where a quantity has colours."""
     names = [f.name for f in fields(LedgerRow)]
-    coloured = {"sky", "noise", "gain", "offset", "weight"}
-    suffixes = [f"_{c}" for c in _COLOURS] if n_channels == 3 else [""]
+    suffixes = [f"_{c}" for c in COLOURS] if n_channels == 3 else [""]
     header: list[str] = []
     for name in names:
-        header += [name + s for s in suffixes] if name in coloured else [name]
+        header += [name + s for s in suffixes] if name in COLOURED else [name]
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow([*header, "rejected_fraction"])
@@ -143,7 +167,7 @@ def ledger_text(rows: list[LedgerRow], n_channels: int) -> str:
         cells: list[str] = []
         for name in names:
             value = getattr(row, name)
-            if name in coloured:
+            if name in COLOURED:
                 value = value or (None,) * len(suffixes)
                 cells += [_cell(v) for v in value[: len(suffixes)]]
             else:
@@ -358,15 +382,31 @@ def open_products(paths: ProductPaths, summary: RunSummary) -> Iterator[dict[str
 
 def write_pictures(paths: ProductPaths, summary: RunSummary, *, uint16: bool, legacy: bool) -> None:
     """Write the preview and, if asked for, the 16-bit viewer file, from the finished mosaic."""
-    shape = summary.canvas.shape
-    factor = shrink_factor(shape)
-    bands = []
-    for y in range(0, shape[0], factor * _BAND_ROWS):
-        rows = read_rows(paths.mosaic, y, min(y + factor * _BAND_ROWS, shape[0]))
-        bands.append(shrink_rows(rows.reshape(summary.n_channels, -1, shape[1]), factor))
-    write_png(paths.preview, stretch(np.concatenate(bands, axis=1)))
+    write_png(paths.preview, stretch(shrunk_image(paths.mosaic)))
     if uint16:
         _write_viewer(paths, summary, legacy)
+
+
+def shrunk_image(path: Path, max_px: int = MAX_PREVIEW_PX) -> np.ndarray:
+    """Return the image of a product shrunk to at most `max_px` a side, (c, ny, nx) float32, NaN = no data.
+
+    It is read in bands of rows, so that it need not fit into memory.
+
+    Raises
+    ------
+    FrameError
+        If the file cannot be read.
+    """
+    header = read_product_header(path)
+    if header.get("NAXIS", 0) < 2:
+        raise FrameError(f"{path} cannot be read: it holds no image")
+    ny, nx, c = header["NAXIS2"], header["NAXIS1"], header.get("NAXIS3", 1)
+    factor = shrink_factor((ny, nx), max_px)
+    step = factor * max(1, _BAND_SAMPLES // (factor * nx * c))
+    bands = []
+    for y in range(0, ny, step):
+        bands.append(shrink_rows(read_rows(path, y, min(y + step, ny)).reshape(c, -1, nx), factor))
+    return np.concatenate(bands, axis=1)
 
 
 def _write_viewer(paths: ProductPaths, summary: RunSummary, legacy: bool) -> None:
@@ -375,6 +415,15 @@ def _write_viewer(paths: ProductPaths, summary: RunSummary, legacy: bool) -> Non
     if summary.n_channels == 3 and not legacy:
         header["CHANNELS"] = ("RGB", "the three planes")
     write_hdus(paths.viewer, fits.HDUList([fits.PrimaryHDU(to_uint16(rows), header)]))
+
+
+def write_residual(paths: ProductPaths, disagreement: np.ndarray, canvas: Canvas) -> None:
+    """Write how far frames still disagree after the match: an image on the canvas's coarse cells."""
+    header = canvas_header(canvas)
+    header["BUNIT"] = ("sigma", "rms between frames, noises of a frame's pixel")
+    header["SOFTNAME"] = SOFTWARE
+    header["SOFTVERS"] = software_version()
+    write_hdus(paths.residual, fits.HDUList([fits.PrimaryHDU(_planar(disagreement), header)]))
 
 
 def write_ledger(paths: ProductPaths, summary: RunSummary) -> None:

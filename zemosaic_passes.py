@@ -3,30 +3,42 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 from parallel_utils import Outcome, TaskPool, check_cancelled, peak_memory_bytes
 from zemosaic_events import RunStarted
 from zemosaic_frame_source import StackFrame
+from zemosaic_ledger import AS_SUGGESTED
 from zemosaic_match import MatchedFrames, MatchOptions, match_frames
 from zemosaic_measure import MeasuredFrame, cell_size_px, measure_frames
 from zemosaic_photometry import Match
-from zemosaic_plan import PLAN_NAME, load_frames, plan_from_folder, read_plan, write_plan
+from zemosaic_plan import PLAN_NAME, frame_id, load_frames, plan_from_folder, read_plan, write_plan
 from zemosaic_reproject import Canvas
 from zemosaic_runbook import RunBook
-from zemosaic_types import FrameRecord, LeftOut, PlanError
+from zemosaic_types import FrameRecord, LeftOut, PlanError, PlanRow
 
 logger = logging.getLogger("ZeMosaicWorker.passes")
+
+NOTHING: Mapping[str, str] = MappingProxyType({})
 
 _MEASURE_BATCH = 4
 
 _MeasureTask = tuple[list[FrameRecord], Canvas, int, int]
 
 
-def read_frames(folder: Path, book: RunBook) -> list[FrameRecord]:
+def read_frames(folder: Path, book: RunBook, drop: Mapping[str, str] = NOTHING) -> list[FrameRecord]:
     """Return the usable frames of a folder, in frame order; the others are left out with their reasons.
 
     A folder without a plan gets one, which is kept beside the products.
+
+    Parameters
+    ----------
+    folder : Path
+    book : RunBook
+    drop : mapping of str
+        Frames that the user wants left out, whatever they are like: reasons by frame id.
 
     Raises
     ------
@@ -45,7 +57,8 @@ def read_frames(folder: Path, book: RunBook) -> list[FrameRecord]:
     book.emit(RunStarted(len(rows), str(book.paths.folder)))
     for row in rows:
         book.plan(str(row.path), row.line)
-    records, unusable = load_frames(rows, folder, on_progress=book.progress("headers"), cancel=book.cancel)
+    wanted = _without_suggested(rows, folder, drop, book)
+    records, unusable = load_frames(wanted, folder, on_progress=book.progress("headers"), cancel=book.cancel)
     for item in [*left_out, *unusable]:
         book.leave_out(item)
     for record in records:
@@ -54,6 +67,17 @@ def read_frames(folder: Path, book: RunBook) -> list[FrameRecord]:
         raise PlanError(f"no usable frame in {folder}: {book.first_reasons()}")
     logger.info("[GRID] Loaded %d frame(s)", len(records))
     return records
+
+
+def _without_suggested(rows: list[PlanRow], folder: Path, drop: Mapping[str, str], book: RunBook) -> list[PlanRow]:
+    """Leave out what the user wants left out, remembered by its frame id; return the other rows."""
+    names = {row: frame_id(row.path, folder) for row in rows if drop}
+    unwanted = [row for row in rows if names.get(row) in drop]
+    for row in unwanted:
+        book.rows[str(row.path)].frame_id = names[row]
+        reason = AS_SUGGESTED + drop[names[row]]
+        book.leave_out(LeftOut(str(row.path), reason, row.line, asked=True))
+    return [row for row in rows if names.get(row) not in drop]
 
 
 def measure_all(
@@ -111,7 +135,9 @@ def _taken(outcome: Outcome, book: RunBook) -> list[MeasuredFrame]:
     return [item for item in results if isinstance(item, MeasuredFrame)]
 
 
-def match_all(measured: list[MeasuredFrame], options: MatchOptions, book: RunBook) -> list[StackFrame]:
+def match_all(
+    measured: list[MeasuredFrame], canvas: Canvas, options: MatchOptions, book: RunBook
+) -> MatchedFrames:
     """Solve the match, tell what it could not do, and note every frame's values.
 
     Raises
@@ -119,14 +145,14 @@ def match_all(measured: list[MeasuredFrame], options: MatchOptions, book: RunBoo
     PlanError
         If no frame is left.
     """
-    matched = match_frames(measured, options)
+    matched = match_frames(measured, canvas, options)
     for item in matched.left_out:
         book.leave_out(item)
     if not matched.frames:
         raise PlanError(f"no frame is left after the match: {book.first_reasons()}")
     _say_limits(matched.match, options, book)
-    _note_values(matched, book)
-    return matched.frames
+    _note_values(matched, options, book)
+    return matched
 
 
 def _say_limits(match: Match, options: MatchOptions, book: RunBook) -> None:
@@ -138,7 +164,7 @@ def _say_limits(match: Match, options: MatchOptions, book: RunBook) -> None:
             "WARNING",
         )
     n_gain_groups = int(match.gain_group.max()) + 1
-    if options.normalise in ("linear_fit", "global") and n_gain_groups > n_groups:
+    if options.knows_gains and n_gain_groups > n_groups:
         book.say(
             f"too few common stars: the frames form {n_gain_groups} groups whose gains could not be compared; "
             "their means are taken as equal",
@@ -146,7 +172,7 @@ def _say_limits(match: Match, options: MatchOptions, book: RunBook) -> None:
         )
 
 
-def _note_values(matched: MatchedFrames, book: RunBook) -> None:
+def _note_values(matched: MatchedFrames, options: MatchOptions, book: RunBook) -> None:
     match = matched.match
     for k, (m, frame) in enumerate(zip(matched.measured, matched.frames, strict=True)):
         row = book.rows[m.record.path]
@@ -156,4 +182,14 @@ def _note_values(matched: MatchedFrames, book: RunBook) -> None:
         row.n_stars = int(m.measure.star_x.size)
         solution = frame.solution
         row.gain, row.offset, row.weight = solution.gain, solution.offset, solution.weight
+        row.gradient_x, row.gradient_y = (tuple(axis) for axis in match.gradient[k].T.tolist())
+        row.match_residual = tuple(match.residual[k].tolist())
+        row.transparency = matched.transparency[k] if options.knows_gains else None
+        row.area_ratio, row.outline = m.placement.area_ratio, _corners(frame)
         row.group, row.gain_group = int(match.group[k]), int(match.gain_group[k])
+
+
+def _corners(frame: StackFrame) -> str:
+    """Return the corners of a frame as text, ``x y`` four times."""
+    polygon = frame.placement.polygon
+    return " ".join(f"{value:.1f}" for corner in polygon[:: len(polygon) // 4] for value in corner)

@@ -15,9 +15,9 @@ _CURVE_STEPS = 1 << 16  # of brightness in the table of the stretch
 _MAX_SAMPLES = 1_000_000
 
 
-def shrink_factor(shape: tuple[int, int]) -> int:
-    """Return the whole number of mosaic pixels a side that one preview pixel stands for."""
-    return max(1, -(-max(shape) // MAX_PREVIEW_PX))
+def shrink_factor(shape: tuple[int, int], max_px: int = MAX_PREVIEW_PX) -> int:
+    """Return the whole number of mosaic pixels a side that one pixel of a picture stands for."""
+    return max(1, -(-max(shape) // max_px))
 
 
 def shrink_rows(rows: np.ndarray, factor: int) -> np.ndarray:

@@ -72,7 +72,7 @@ class RunBook:
 
     def leave_out(self, item: LeftOut, *, used: bool = False) -> None:
         """Note a frame that is not in the mosaic, or (`used`) not everywhere in it, and why."""
-        log = logger.info if item.harmless else logger.warning
+        log = logger.warning if item.missed else logger.info
         log("[GRID] %s left out: %s", item.path, item.reason)
         self.left_out.append(item)
         if not item.harmless:  # a repeated row is no planned frame of its own

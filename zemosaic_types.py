@@ -105,13 +105,20 @@ class PlanRow:
 class LeftOut:
     """Something the user asked for that is not in the mosaic, and why.
 
-    `harmless` marks what costs the mosaic nothing: a second row of a frame that is already there.
+    `harmless` marks what costs the mosaic nothing: a second row of a frame that is already there; `asked` what the
+    user wanted left out.
     """
 
     path: str
     reason: str
     line: int | None = None
     harmless: bool = False
+    asked: bool = False
+
+    @property
+    def missed(self) -> bool:
+        """Whether the mosaic lacks something that it should have."""
+        return not (self.harmless or self.asked)
 
 
 @dataclass(frozen=True, slots=True)
@@ -241,5 +248,5 @@ class RunResult:
 
     @property
     def complete(self) -> bool:
-        """Whether every planned frame and every tile is in the mosaic; a repeated row is not missed."""
-        return not self.failed_tiles and all(item.harmless for item in self.left_out)
+        """Whether every frame that was wanted and every tile is in the mosaic."""
+        return not self.failed_tiles and not any(item.missed for item in self.left_out)

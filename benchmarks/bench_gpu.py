@@ -209,7 +209,8 @@ def find_frames(work: Path, spec: SurveySpec) -> tuple[list[StackFrame], Canvas]
     cell_px = cell_size_px([record.header.shape for record in records])
     measured = measure_frames(records, canvas, cell_px, CHANNELS)
     usable = [m for m in measured if isinstance(m, MeasuredFrame)]
-    return match_frames(usable, MatchOptions()).frames, canvas
+    matched = match_frames(usable, canvas, MatchOptions())
+    return matched.frames, matched.canvas
 
 
 # --- the stacker against the memory ----------------------------------------------------------------------------

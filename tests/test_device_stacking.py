@@ -104,9 +104,9 @@ def scene_in(folder, kind):
     canvas = optimal_canvas([(record.header.shape, frame_wcs(record.header)) for record in records])
     n_channels = max(record.header.n_channels for record in records)
     cell_px = cell_size_px([record.header.shape for record in records])
-    matched = match_frames(measure_frames(records, canvas, cell_px, n_channels), MatchOptions())
+    matched = match_frames(measure_frames(records, canvas, cell_px, n_channels), canvas, MatchOptions())
     assert len(matched.frames) == SPEC.frames_per_panel
-    return Scene([blurred(k, frame) for k, frame in enumerate(matched.frames)], canvas, n_channels)
+    return Scene([blurred(k, frame) for k, frame in enumerate(matched.frames)], matched.canvas, n_channels)
 
 
 def blurred(k, frame):
