@@ -351,13 +351,13 @@ class _GridRun:
             with book.phase("match"):
                 matched = match_all(measured, canvas, settings.match_options(n_channels), book)
                 canvas = matched.canvas
-                write_residual(self.paths, *matched.disagreement)
             with book.phase("stack"):
                 cells, tile_paths = self._stack(pool, matched.frames, canvas, n_channels)
         saturation = min(record.header.saturation for record in records)
         summary = book.summary(canvas, n_channels, settings.described(), saturation)
         with book.phase("assemble"):
             self._assemble(summary, cells, tile_paths)
+            write_residual(self.paths, *matched.disagreement)
         book.note_memory("main", peak_memory_bytes())
         result = book.result()
         write_ledger(self.paths, summary)

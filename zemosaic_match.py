@@ -157,12 +157,9 @@ def coarse_map(match: Match, canvas: Canvas, cell_px: int) -> tuple[np.ndarray, 
     The image is (c, ny, nx) float32, in noises of a frame's pixel, NaN where fewer than two frames see the cell.
     """
     row, column = cell_place(match.cell)
-    if not row.size:  # frames smaller than a cell
-        row, column, match = (
-            np.zeros(1, int),
-            np.zeros(1, int),
-            replace(match, disagreement=np.full((1, 1), np.nan)),
-        )
+    if not row.size:  # frames smaller than a cell: one pixel that says nothing
+        row = column = np.zeros(1, dtype=np.int64)
+        match = replace(match, disagreement=np.full((1, match.gain.shape[1]), np.nan))
     y0, x0 = int(row.min()), int(column.min())
     shape = int(row.max()) - y0 + 1, int(column.max()) - x0 + 1
     image = np.full((match.disagreement.shape[1], *shape), np.nan, dtype=np.float32)
