@@ -42,6 +42,8 @@ MIN_STARS = 5  # fewer give no figure
 
 _APERTURE_FWHM = 2.5
 _MAD_TO_SIGMA = 1.482602218505602
+#: Side of the fields whose mean star fluxes are compared, and the stars that a mean needs.
+SLOW_BOX_PX, MIN_SLOW_STARS = 512, 5
 _QUANTILE_SIGMAS = float(np.sqrt(2.0) * erfinv(SCATTER_QUANTILE))
 
 
@@ -62,6 +64,9 @@ class MosaicScore:
     flux_scatter, flux_photon, flux_excess : tuple of float
         Relative scatter of star fluxes (from the 90 % quantile of the deviations), the part that photon noise
         explains, and the rest (in quadrature), for stars above `BRIGHT_SNR`.
+    flux_slow : tuple of float
+        Slow variation of the fluxes over the field: root mean square of the mean deviations of fields of
+        `SLOW_BOX_PX` a side that hold at least `MIN_SLOW_STARS` of those stars.
     flux_bias, flux_bias_error : tuple of float
         Bright against faint: the median of flux over true flux of those stars, over the median of the stars of
         signal to noise `MIN_SNR` to `BRIGHT_SNR`, less 1; and its standard error from photon noise. The signal
@@ -76,6 +81,10 @@ class MosaicScore:
         least `zemosaic_truth_rejection.MIN_DEPTH` frames overlap.
     level_rms, level_max : tuple of float
         Medians of 32 x 32 px of mosaic less nebula less a constant, in sigma of a pixel of the ideal mosaic.
+    level_step : tuple of float
+        Root mean square of the difference of such a box from the next, in the same unit; noise alone makes 0.066.
+    colour_step : tuple of float
+        The same of red less green and blue less green, in sigma of such a difference; empty for one channel.
     coverage_error : float
         Pixels where the coverage is above zero and no frame is, or the reverse, over the pixels that the frames
         cover.
@@ -106,6 +115,7 @@ class MosaicScore:
     flux_scatter: tuple[float, ...]
     flux_photon: tuple[float, ...]
     flux_excess: tuple[float, ...]
+    flux_slow: tuple[float, ...]
     flux_bias: tuple[float, ...]
     flux_bias_error: tuple[float, ...]
     n_flux_stars: tuple[int, ...]
@@ -115,6 +125,8 @@ class MosaicScore:
     n_trail_points: int
     level_rms: tuple[float, ...]
     level_max: tuple[float, ...]
+    level_step: tuple[float, ...]
+    colour_step: tuple[float, ...]
     coverage_error: float
     outlier_ppm: tuple[float, ...]
     n_outlier_pixels: tuple[int, ...]
@@ -181,14 +193,18 @@ def format_score(score: MosaicScore) -> str:
     beyond = f"beyond photon noise {_listed(score, 'flux_excess', '.2%')}"
     bias = f"bright against faint {_listed(score, 'flux_bias', '+.2%')}"
     level = f"{_listed(score, 'level_rms', '.3f')} sigma rms, {_listed(score, 'level_max', '.2f')} at most"
+    level += f", {_listed(score, 'level_step', '.3f')} from one to the next"
+    slow = f"{_listed(score, 'flux_slow', '.2%')} slowly over the field"
     trails = f"{score.trail_residue:+.3f} sigma of a pixel, {score.n_trail_points} points along trails"
+    if score.colour_step:
+        level += f"; in colour {', '.join(f'{value:.3f}' for value in score.colour_step)}"
     lost = f"{_listed(score, 'false_rejections', '+.2%')} of the good samples beyond what noise alone loses"
     flanks, peaks = (_listed(score, f"false_rejections_{place}", "+.2%") for place in ("steep", "peaks"))
     lost += f"; flanks of stars {flanks}; their peaks {peaks}"
     lines = [
         ("star positions", score.position_rms_px, f"{places}, {score.n_position_stars} stars"),
         ("star fluxes", score.flux_scatter, fluxes),
-        ("", score.flux_scatter, f"{beyond}; {bias}; {_listed(score, 'n_flux_stars', 'd')} stars"),
+        ("", score.flux_scatter, f"{beyond}; {slow}; {bias}; {_listed(score, 'n_flux_stars', 'd')} stars"),
         (
             "background noise",
             score.noise_ratio,
@@ -333,22 +349,31 @@ def _measure(field: _Field, channel: int) -> _Stars:
 
 def _flux_scores(stars: list[_Stars]) -> dict:
     rows = [_flux_row(s) for s in stars]
-    names = ("flux_ratio", "flux_scatter", "flux_photon", "flux_excess", "flux_bias", "flux_bias_error")
-    names += ("n_flux_stars",)
+    names = ("flux_ratio", "flux_scatter", "flux_photon", "flux_excess", "flux_slow", "flux_bias")
+    names += ("flux_bias_error", "n_flux_stars")
     return dict(zip(names, zip(*rows, strict=True), strict=True))
 
 
-def _flux_row(stars: _Stars) -> tuple[float, float, float, float, float, float, int]:
+def _flux_row(stars: _Stars) -> tuple[float, float, float, float, float, float, float, int]:
     bright = stars.photon < 1.0 / BRIGHT_SNR
     count = int(np.count_nonzero(bright))
     if count < MIN_STARS:
-        return (np.nan,) * 6 + (count,)
+        return (np.nan,) * 7 + (count,)
     ratio = float(np.median(stars.ratio[bright]))
     deviation = np.abs(stars.ratio[bright] / ratio - 1.0)
     scatter = float(np.quantile(deviation, SCATTER_QUANTILE)) / _QUANTILE_SIGMAS
     photon = _expected_deviation(stars.photon[bright]) / _QUANTILE_SIGMAS
     excess = float(np.sqrt(max(0.0, scatter**2 - photon**2)))
-    return ratio, scatter, photon, excess, *_flux_bias(stars, bright), count
+    return ratio, scatter, photon, excess, _flux_slow(stars, bright, ratio), *_flux_bias(stars, bright), count
+
+
+def _flux_slow(stars: _Stars, bright: np.ndarray, ratio: float) -> float:
+    """Return the scatter of the stars' mean deviations in large boxes; NaN where no box has stars enough."""
+    box = (stars.y[bright] // SLOW_BOX_PX).astype(int) * 100_000 + (stars.x[bright] // SLOW_BOX_PX).astype(int)
+    _, box, count = np.unique(box, return_inverse=True, return_counts=True)
+    means = np.bincount(box, stars.ratio[bright] / ratio - 1.0) / count
+    enough = count >= MIN_SLOW_STARS
+    return float(np.sqrt(np.mean(np.square(means[enough])))) if enough.any() else np.nan
 
 
 def _flux_bias(stars: _Stars, bright: np.ndarray) -> tuple[float, float]:
@@ -422,21 +447,39 @@ def _noise_row(field: _Field, channel: int) -> tuple[float, int]:
 
 
 def _level_scores(field: _Field) -> dict:
-    rows = [_level_row(field, c) for c in range(len(field.planes))]
-    return dict(zip(("level_rms", "level_max"), zip(*rows, strict=True), strict=True))
+    levels, sigmas = zip(*(_box_levels(field, c) for c in range(len(field.planes))), strict=True)
+    rows = [_level_row(level, sigma) for level, sigma in zip(levels, sigmas, strict=True)]
+    scores = dict(zip(("level_rms", "level_max", "level_step"), zip(*rows, strict=True), strict=True))
+    pairs = ((0, 1), (2, 1)) if len(levels) == 3 else ()
+    scores["colour_step"] = tuple(_step(levels[a] - levels[b], np.hypot(sigmas[a], sigmas[b])) for a, b in pairs)
+    return scores
 
 
-def _level_row(field: _Field, channel: int) -> tuple[float, float]:
+def _box_levels(field: _Field, channel: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the medians of a channel's boxes and the noise of a pixel there; NaN where half a box is missing."""
     plane = np.where(field.star_mask | (field.depth == 0), np.nan, field.planes[channel])
     boxes, noise = (_boxes(a, LEVEL_BOX_PX) for a in (plane, field.sigma[channel]))
     valid = np.isfinite(boxes)
     full = valid.sum(axis=2) >= LEVEL_BOX_PX**2 // 2
-    if not full.any():
-        return np.nan, np.nan
-    medians = np.nanmedian(boxes[full], axis=1)
-    sigmas = np.nanmedian(np.where(valid, noise, np.nan)[full], axis=1)
-    distance = (medians - np.median(medians)) / sigmas
-    return float(np.sqrt(np.mean(distance**2))), float(np.abs(distance).max())
+    level, sigma = np.full(full.shape, np.nan), np.full(full.shape, np.nan)
+    level[full] = np.nanmedian(boxes[full], axis=1)
+    sigma[full] = np.nanmedian(np.where(valid, noise, np.nan)[full], axis=1)
+    return level, sigma
+
+
+def _level_row(level: np.ndarray, sigma: np.ndarray) -> tuple[float, float, float]:
+    if not np.isfinite(level).any():
+        return np.nan, np.nan, np.nan
+    distance = (level - np.nanmedian(level)) / sigma
+    return float(np.sqrt(np.nanmean(distance**2))), float(np.nanmax(np.abs(distance))), _step(level, sigma)
+
+
+def _step(level: np.ndarray, sigma: np.ndarray) -> float:
+    """Return the root mean square difference of a box from the next, along both axes, in sigma of a pixel."""
+    both = ((level, sigma), (level.T, sigma.T))
+    steps = [np.diff(a, axis=0) / np.sqrt(0.5 * (s[1:] ** 2 + s[:-1] ** 2)) for a, s in both]
+    steps = np.concatenate([step[np.isfinite(step)] for step in steps])
+    return float(np.sqrt(np.mean(steps**2))) if steps.size else np.nan
 
 
 def _trail_scores(field: _Field) -> dict:

@@ -40,6 +40,7 @@ SCORES = (
     ("flux_scatter", "star fluxes, scatter", ".2%"),
     ("flux_photon", "  of it photon noise", ".2%"),
     ("flux_excess", "  beyond photon noise", ".2%"),
+    ("flux_slow", "  slow variation over the field", ".2%"),
     ("flux_bias", "  bright against faint", "+.2%"),
     ("flux_bias_error", "    its error from photon noise", ".2%"),
     ("noise_ratio", "background noise of 8 px boxes / ideal", ".3f"),
@@ -51,6 +52,7 @@ SCORES = (
     ("false_rejections_peaks", "  on peaks of stars", "+.2%"),
     ("level_rms", "level of 32 px boxes, rms (sigma)", ".3f"),
     ("level_max", "  largest (sigma)", ".2f"),
+    ("level_step", "  from one box to the next (sigma)", ".3f"),
     ("coverage_error", "wrong pixels of coverage / covered", ".1e"),
 )
 
