@@ -33,6 +33,10 @@ _LEVEL_NOISE = 2.0  # noise of a box's median, in noise of a pixel over the side
 _ROUNDS = 50
 _MAD_TO_SIGMA = 1.482602218505602
 _MIN_PLANE_CELLS = 12
+_MOST_PLANE_CELLS = 20_000
+_LARGER = 2.0  # since neighbouring blocks of a nebula are alike after all
+_BLOCKS = 4  # along each axis, of the jackknife
+_TRUSTED = 0.5  # of the weight of a sighting that agrees with the others
 _NEBULA_SIGMA = 3.0
 _MERGE_SHARE = 0.1
 
@@ -339,13 +343,19 @@ class _Sky:
         return gain * self.noise[:, channel] * np.hypot(_LEVEL_NOISE / self.geometry.cell_px, _LEVEL_FLOOR)
 
     def residual_of_frames(self, fit: OverlapFit, gain: np.ndarray, channel: int) -> np.ndarray:
-        """Return each frame's root mean square residual less what noise explains; NaN where nothing is shared."""
-        known = np.isfinite(fit.residual)
-        n = gain.size
+        """Return each frame's root mean square residual less what noise explains; NaN where nothing is shared.
+
+        A cell counts for a frame only if another frame is trusted there: where two alone contradict each other,
+        the good one must not be blamed for the bad one.
+        """
+        n, sigma = gain.size, self._sigma(gain, channel)
+        trust = np.where(np.isfinite(fit.residual), fit.weight * np.square(sigma[self.frame]), 0.0)
+        total = np.bincount(self.sightings.point, trust, minlength=self.cell.size)
+        known = np.isfinite(fit.residual) & (total[self.sightings.point] - trust > _TRUSTED)
         count = np.bincount(self.frame[known], minlength=n)
         square = np.bincount(self.frame[known], np.square(fit.residual[known]), minlength=n)
         mean = np.divide(square, count, out=np.full(n, np.nan), where=count > 0)
-        return np.sqrt(np.maximum(mean - np.square(self._sigma(gain, channel)), 0.0))
+        return np.sqrt(np.maximum(mean - np.square(sigma), 0.0))
 
     def disagreement(self, fit: OverlapFit, gain: np.ndarray, channel: int) -> np.ndarray:
         """Return the root mean square residual of each cell, in units of a pixel's noise."""
@@ -359,24 +369,67 @@ class _Sky:
     def pinned(self, fit: OverlapFit, gain: np.ndarray, channel: int) -> tuple[np.ndarray, np.ndarray]:
         """Return offsets (n,) and gradients (n, 2) with what overlaps leave open settled, group by group.
 
-        The plane of the mosaic's sky is level, and the mean sky of every group is that of all frames.
+        The sky of the mosaic is level as a whole, and the mean sky of every group is that of all frames.
         """
         offset, slope = fit.coefficients[:, 0].copy(), np.zeros((gain.size, 2))
         if fit.coefficients.shape[1] > 1:
             slope = fit.coefficients[:, 1:].copy()
-            for number in range(int(self.group.max()) + 1):
-                members = self.group == number
-                tilt = self._plane_of_sky(fit, members)
+            for members in _members(self.group):
+                tilt = self._common_tilt(fit, members)
                 slope[members] -= tilt
                 offset[members] -= self.geometry.centre[members] @ tilt
         level = offset + gain * self.sky[:, channel]
         return offset - _group_means(level, self.group)[self.group] + self.sky[:, channel].mean(), slope
 
-    def _plane_of_sky(self, fit: OverlapFit, members: np.ndarray) -> np.ndarray:
-        """Return the slope (x, y) of the sky that a group of frames shows."""
-        seen = np.unique(self.sightings.point[members[self.frame]])
+    def _common_tilt(self, fit: OverlapFit, members: np.ndarray) -> np.ndarray:
+        """Return the slope (x, y) that the frames of a group have in common and the sky has not.
+
+        Two witnesses are heard, each with its error: the sky of the mosaic, which is level where no nebula fills
+        the field, and the frames, whose own gradients point in all directions.
+        """
+        parts = [np.arange(self.sightings.start[k], self.sightings.start[k + 1]) for k in members]
+        seen = np.unique(self.sightings.point[np.concatenate(parts)])
         seen = seen[np.isfinite(fit.truth[seen])]
-        return sky_plane(self.sightings.place[seen], fit.truth[seen])
+        sky, of_sky = tilt_of_sky(self.sightings.place[seen], fit.truth[seen])
+        frames, of_frames = _mean_slope(fit.coefficients[members, 1:])
+        weight = 1.0 / np.maximum(np.square([of_sky, of_frames]), 1e-300)  # 0 for who has nothing to say
+        total = weight.sum(axis=0)
+        mean = (weight * np.stack([sky, frames])).sum(axis=0)
+        return np.divide(mean, total, out=np.zeros(2), where=total > 0)
+
+
+def tilt_of_sky(place: np.ndarray, level: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the slope (x, y) of a sky beside its nebulae, and its error: infinite if there are too few places.
+
+    The error is that of the jackknife over blocks of the field (J. Tukey, Ann. Math. Stat. 29, 614, 1958): a
+    nebula that fills the field is not the same in any two blocks.
+
+    Parameters
+    ----------
+    place : ndarray, shape (k, 2)
+    level : ndarray, shape (k,)
+    """
+    if len(place) < _MIN_PLANE_CELLS:
+        return np.zeros(2), np.full(2, np.inf)
+    step = -(-len(place) // _MOST_PLANE_CELLS)
+    place, level = place[::step], level[::step]
+    low, high = place.min(axis=0), place.max(axis=0)
+    block = np.minimum(_BLOCKS * (place - low) / np.maximum(high - low, 1e-12), _BLOCKS - 1).astype(int)
+    block = np.unique(block @ np.array([1, _BLOCKS]), return_inverse=True)[1]
+    count = int(block.max()) + 1
+    without = np.array([sky_plane(place[block != b], level[block != b]) for b in range(count)])
+    error = np.sqrt((count - 1) / count * np.square(without - without.mean(axis=0)).sum(axis=0))
+    return sky_plane(place, level), _LARGER * error
+
+
+def _mean_slope(slopes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the mean of slopes (n, 2) that do not stand out, and its error; infinite for fewer than two."""
+    middle = np.median(slopes, axis=0)
+    scatter = _MAD_TO_SIGMA * np.median(np.abs(slopes - middle), axis=0)
+    usual = (np.abs(slopes - middle) <= 3.0 * scatter).all(axis=1)
+    if usual.sum() < 2:
+        return np.zeros(2), np.full(2, np.inf)
+    return slopes[usual].mean(axis=0), slopes[usual].std(axis=0) / np.sqrt(usual.sum())
 
 
 def sky_plane(place: np.ndarray, level: np.ndarray) -> np.ndarray:
@@ -409,6 +462,12 @@ def sky_plane(place: np.ndarray, level: np.ndarray) -> np.ndarray:
         if np.abs(solution - before).max() < 1e-3 * scatter:
             break
     return solution[1:] / length
+
+
+def _members(group: np.ndarray) -> list[np.ndarray]:
+    """Return the indices of the members of each group."""
+    order = np.argsort(group, kind="stable")
+    return np.split(order, np.flatnonzero(np.diff(group[order])) + 1)
 
 
 def _group_means(values: np.ndarray, group: np.ndarray) -> np.ndarray:

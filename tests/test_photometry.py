@@ -14,6 +14,7 @@ from zemosaic_photometry import (
     identify_stars,
     sky_plane,
     solve_match,
+    tilt_of_sky,
 )
 
 SIZE, CELL = 600, 50
@@ -236,9 +237,23 @@ def test_the_sky_of_the_mosaic_is_level_and_a_nebula_keeps_its_light():
     assert np.abs(slope - truth).max() * 3000 < 0.8  # 1 % of the nebula across the whole field
 
 
-def test_too_few_places_have_no_plane():
+def test_too_few_places_say_nothing_of_a_tilt():
     place = np.random.default_rng(0).uniform(0, 100, (11, 2))
-    assert sky_plane(place, place[:, 0]).tolist() == [0.0, 0.0]
+    slope, error = tilt_of_sky(place, place[:, 0])
+    assert slope.tolist() == [0.0, 0.0]
+    assert np.isinf(error).all()
+
+
+def test_the_error_of_a_tilt_grows_with_what_fills_the_field():
+    rng = np.random.default_rng(2)
+    x, y = (a.ravel() for a in np.meshgrid(np.arange(30) * 50.0, np.arange(20) * 50.0))
+    place, noise = np.column_stack([x, y]), rng.normal(0, 0.3, x.size)
+    cloud = 40.0 * np.cos(x / 300.0 + 1.0) * np.sin(y / 250.0)
+    (plain, small), (filled, large) = tilt_of_sky(place, noise), tilt_of_sky(place, cloud + noise)
+    assert (np.abs(plain) < 5 * small).all()
+    assert (small * 1500 < 0.3).all()
+    assert (large > 10 * small).all()
+    assert (np.abs(filled) < 4 * large).all()
 
 
 def test_a_single_frame_is_levelled_by_itself():
