@@ -98,12 +98,15 @@ class OverlapFit:
         ``value + model - truth``; NaN at points that no other frame sees.
     weight : ndarray, shape (m,), float64
         Final weight of each sighting; 0 for outliers.
+    spread : float
+        Standard deviation of the slopes' prior.
     """
 
     coefficients: np.ndarray
     truth: np.ndarray
     residual: np.ndarray
     weight: np.ndarray
+    spread: float
 
 
 def fit_overlaps(sightings: Sightings, value: np.ndarray, sigma: np.ndarray, *, planes: bool) -> OverlapFit:
@@ -158,15 +161,17 @@ class _Fit:
         self._solve()
         self._settle()
         if self.theta.shape[1] > 1:
+            # Of the slopes and of what is not known of them: a spread near their errors would shrink to nothing.
             slope = _MAD_TO_SIGMA * float(np.median(np.abs(self.theta[:, 1:])))
-            self.spread = max(slope, _LEAST_SPREAD * self.typical)
+            error = np.median(np.diagonal(self.inverse, axis1=1, axis2=2)[:, 1:])
+            self.spread = max(float(np.hypot(slope, np.sqrt(error))), _LEAST_SPREAD * self.typical)
         return float(np.abs(self.theta - before).max(initial=0.0) / (self.scale * self.typical))
 
     def result(self) -> OverlapFit:
         """Return the solution in the units of the sightings."""
         coefficients = self.theta.copy()
         coefficients[:, 1:] /= self.length
-        return OverlapFit(coefficients, self.truth, self.residual, self.weight)
+        return OverlapFit(coefficients, self.truth, self.residual, self.weight, self.spread / self.length)
 
     def _weigh(self, weight: np.ndarray) -> None:
         """Take new weights: sums over points, the prior of the slopes, and the frames' own blocks."""
