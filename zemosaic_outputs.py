@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, fields
 from datetime import UTC, datetime
+from functools import cached_property
 from importlib import metadata
 from pathlib import Path
 
@@ -175,6 +176,11 @@ class RunSummary:
         """Rows of the frames in the mosaic."""
         return [row for row in self.rows if row.used]
 
+    @cached_property
+    def span(self) -> tuple[Time, Time] | None:
+        """Start of the first and end of the last exposure, None if no frame has a readable date."""
+        return _span_of(self.used)
+
     @property
     def digest(self) -> str:
         """Short digest of the settings and of every frame's part in the mosaic."""
@@ -203,7 +209,7 @@ def product_header(summary: RunSummary, *, unit: str, what: str) -> fits.Header:
         header["EXPTIME"] = (float(np.median(exposures)), "[s] median exposure of a frame")
         header["LIVETIME"] = (float(np.sum(exposures)), "[s] exposure of all frames together")
         header["TOTALEXP"] = (float(np.sum(exposures)), "[s] exposure of all frames together")
-    _add_times(header, used)
+    _add_times(header, summary.span)
     if np.isfinite(summary.saturation):
         header["SATURATE"] = (summary.saturation, "level at which the frames saturate")
     _add_common_text(header, used)
@@ -248,17 +254,10 @@ def canvas_header(canvas: Canvas) -> fits.Header:
     return header
 
 
-def _add_times(header: fits.Header, used: list[LedgerRow]) -> None:
-    """Write the span of the observations; frames without a readable date say nothing."""
-    starts = []
-    for row in used:
-        moments = _start_and_end(row)
-        if moments is not None:
-            starts.append(moments)
-    if not starts:
+def _add_times(header: fits.Header, span: tuple[Time, Time] | None) -> None:
+    if span is None:
         return
-    first = min(start for start, _ in starts)
-    last = max(end for _, end in starts)
+    first, last = span
     header["DATE-OBS"] = (first.isot, "start of the first exposure")
     header["DATE-BEG"] = (first.isot, "start of the first exposure")
     header["DATE-END"] = (last.isot, "end of the last exposure")
@@ -266,16 +265,28 @@ def _add_times(header: fits.Header, used: list[LedgerRow]) -> None:
     header["EXPEND"] = (last.jd, "[JD] end of the last exposure")
 
 
-def _start_and_end(row: LedgerRow) -> tuple[Time, Time] | None:
-    """Return when a frame's exposure began and ended, None if its times make no sense."""
+def _span_of(rows: list[LedgerRow]) -> tuple[Time, Time] | None:
+    """Return the start of the first and the end of the last exposure; times that make no sense say nothing."""
+    if not rows:
+        return None
+    try:
+        starts, ends = _starts_and_ends(rows)
+    except (ValueError, ErfaError, ErfaWarning):
+        if len(rows) == 1:
+            return None
+        # One row spoils the list, or the rows write their dates in different ways: parse one by one.
+        spans = [span for span in (_span_of([row]) for row in rows) if span is not None]
+        return (min(start for start, _ in spans), max(end for _, end in spans)) if spans else None
+    return starts.min(), ends.max()
+
+
+def _starts_and_ends(rows: list[LedgerRow]) -> tuple[Time, Time]:
+    """Return when the exposures of some rows began and ended, to the millisecond."""
     with warnings.catch_warnings():
         warnings.simplefilter("error", ErfaWarning)
-        try:
-            start = Time(row.date_obs, scale="utc")
-            end = start + min(row.exptime_s or 0.0, _LONGEST_EXPOSURE_S) * u.s
-            return start, Time(end.isot, scale="utc")
-        except (ValueError, ErfaError, ErfaWarning):
-            return None
+        starts = Time([row.date_obs for row in rows], scale="utc")
+        exposures = np.array([min(row.exptime_s or 0.0, _LONGEST_EXPOSURE_S) for row in rows])
+        return starts, Time((starts + exposures * u.s).isot, scale="utc")
 
 
 def _add_common_text(header: fits.Header, used: list[LedgerRow]) -> None:
