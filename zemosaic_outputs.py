@@ -12,6 +12,7 @@ import json
 import platform
 import warnings
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, fields
 from datetime import UTC, datetime
@@ -25,8 +26,8 @@ from astropy.io import fits
 from astropy.time import Time
 from erfa import ErfaError, ErfaWarning
 
-from zemosaic_fits_products import ImageStream, read_rows, write_hdus, write_png, write_text
-from zemosaic_preview import shrink_factor, shrink_rows, stretch, to_uint16
+from zemosaic_fits_products import ImageStream, png_bytes, read_rows, write_bytes, write_hdus, write_text
+from zemosaic_preview import stretch, to_uint16
 from zemosaic_reproject import Canvas
 from zemosaic_stack_core import StackResult
 from zemosaic_types import Rect, RunResult
@@ -34,7 +35,12 @@ from zemosaic_types import Rect, RunResult
 SOFTWARE = "ZeMosaic"
 
 _COLOURS = "rgb"
-_BAND_ROWS = 64
+_CARDS = 71  # room of a product's header: two blocks; it has about 50 cards
+_CONTENTS = {
+    "image": ("adu", "as the frames, scaled by the match"),
+    "weight": ("", "sum of the weights of the samples"),
+    "coverage": ("count", "frames after rejection"),
+}
 _LONGEST_EXPOSURE_S = 86400.0
 
 
@@ -349,38 +355,64 @@ def _planar(array: np.ndarray) -> np.ndarray:
 
 
 @contextmanager
-def open_products(paths: ProductPaths, summary: RunSummary) -> Iterator[dict[str, ImageStream]]:
-    """Open the full-canvas products for writing; they appear, complete, when the block ends without error."""
-    shape = summary.canvas.shape
-    full = (summary.n_channels, *shape) if summary.n_channels > 1 else shape
+def open_products(
+    paths: ProductPaths, shape: tuple[int, int], n_channels: int
+) -> Iterator[dict[str, ImageStream]]:
+    """Open the full-canvas products for writing; those that `finish_products` did not finish are removed.
+
+    Raises
+    ------
+    OutputError
+        If a file cannot be made, or the disk has no room for them.
+    """
+    full = (n_channels, *shape) if n_channels > 1 else shape
     wanted = {
-        "image": (paths.mosaic, np.float32, "adu", "as the frames, scaled by the match"),
-        "weight": (paths.weight, np.float32, "", "sum of the weights of the samples"),
-        "coverage": (paths.coverage, np.int32, "count", "frames after rejection"),
+        "image": (paths.mosaic, np.float32),
+        "weight": (paths.weight, np.float32),
+        "coverage": (paths.coverage, np.int32),
     }
     with ExitStack() as stack:
-        streams = {}
-        for name, (path, dtype, unit, what) in wanted.items():
-            header = product_header(summary, unit=unit, what=what)
-            streams[name] = stack.enter_context(ImageStream(path, header, full, dtype))
-        yield streams
-        streams["image"].close([inputs_table(summary)])
+        yield {
+            name: stack.enter_context(ImageStream(path, full, dtype, n_cards=_CARDS))
+            for name, (path, dtype) in wanted.items()
+        }
 
 
-def write_pictures(paths: ProductPaths, summary: RunSummary, *, uint16: bool, legacy: bool) -> None:
-    """Write the preview and, if asked for, the 16-bit viewer file, from the finished mosaic."""
-    shape = summary.canvas.shape
-    factor = shrink_factor(shape)
-    bands = []
-    for y in range(0, shape[0], factor * _BAND_ROWS):
-        rows = read_rows(paths.mosaic, y, min(y + factor * _BAND_ROWS, shape[0]))
-        bands.append(shrink_rows(rows.reshape(summary.n_channels, -1, shape[1]), factor))
-    write_png(paths.preview, stretch(np.concatenate(bands, axis=1)))
-    if uint16:
-        _write_viewer(paths, summary, legacy)
+def finish_products(
+    paths: ProductPaths, streams: dict[str, ImageStream], summary: RunSummary, picture: np.ndarray
+) -> None:
+    """Complete the full-canvas products and the preview; they appear when all of them are ready.
+
+    Parameters
+    ----------
+    paths : ProductPaths
+    streams : dict
+        Products of `open_products` with all their pixels.
+    summary : RunSummary
+    picture : ndarray, shape (c, ny, nx), float32
+        Means of blocks of the mosaic.
+
+    Raises
+    ------
+    OutputError
+        If the disk refuses, or pixels are missing.
+    """
+    for name, stream in streams.items():
+        unit, what = _CONTENTS[name]
+        tables = [inputs_table(summary)] if name == "image" else []
+        stream.complete(product_header(summary, unit=unit, what=what), tables)
+    with ThreadPoolExecutor(len(streams)) as threads:  # the disk works while the picture is drawn
+        flushed = [threads.submit(stream.flush) for stream in streams.values()]
+        preview = png_bytes(stretch(picture))
+    for flush in flushed:
+        flush.result()
+    for stream in streams.values():
+        stream.close()
+    write_bytes(paths.preview, preview)
 
 
-def _write_viewer(paths: ProductPaths, summary: RunSummary, legacy: bool) -> None:
+def write_viewer(paths: ProductPaths, summary: RunSummary, *, legacy: bool) -> None:
+    """Write the 16-bit version of the finished mosaic."""
     rows = read_rows(paths.mosaic, 0, summary.canvas.shape[0])
     header = product_header(summary, unit="adu", what="rounded and clipped to 16 bits; 0 = no data")
     if summary.n_channels == 3 and not legacy:
