@@ -32,6 +32,7 @@ from zemosaic_fits_io import frame_wcs
 from zemosaic_fits_products import (
     ImageStream,
     ensure_writable_folder,
+    in_file_order,
     remove_leftovers,
     remove_product,
     write_hdus,
@@ -306,8 +307,10 @@ def _tile_task(task: _TileTask) -> _TileReport:
     device, report = device_of_process() if task.on_device else (None, lambda: None)
     what = list(task.frames), task.canvas, task.rect, task.options
     stacked = stack_frames(*what, between_slabs=check_cancelled, device=device)
-    write_hdus(task.path, tile_hdus(stacked.result, task.canvas, task.rect, task.core, task.number))
-    core = write_core(task.places, task.core, stacked.result, task.rect)
+    planes = {name: in_file_order(getattr(stacked.result, name)) for name in ("image", "weight", "coverage")}
+    result = replace(stacked.result, **planes)
+    write_hdus(task.path, tile_hdus(result, task.canvas, task.rect, task.core, task.number))
+    core = write_core(task.places, task.core, result, task.rect)
     tally = _tally(task.frames, stacked)
     return _TileReport(os.getpid(), core, tally, stacked.problems, peak_memory_bytes(), report())
 
@@ -335,7 +338,7 @@ class _GridRun:
 
     def execute(self) -> RunResult:
         book, settings = self.book, self.settings
-        prepare_workers([__name__])
+        prepare_workers(["zemosaic_worker_start"])
         with book.phase("plan"):
             records = read_frames(self.input_folder, book)
         with book.phase("canvas"):

@@ -174,7 +174,7 @@ def _run(arguments: argparse.Namespace, start: Callable) -> object:
         from parallel_utils import prepare_workers
 
         # The server of the workers loads the numerical libraries while this process does.
-        prepare_workers(["grid_mode"])
+        prepare_workers(["zemosaic_worker_start"])
         from grid_mode import GridSettings  # only commands that compute load them
         from zemosaic_terminal import TerminalReporter
 

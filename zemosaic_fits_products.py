@@ -145,6 +145,11 @@ class _Sink:
         self.write, self.flush, self.tell = file.write, file.flush, file.tell
 
 
+def in_file_order(array: np.ndarray) -> np.ndarray:
+    """Return an array in the byte order of FITS files, which spares those who write it twice half the work."""
+    return array.astype(array.dtype.newbyteorder(">"), copy=False)
+
+
 def remove_product(path: Path) -> None:
     """Remove a product of an earlier run.
 
@@ -298,7 +303,7 @@ class ImagePlace:
         if not (fits_in and y0 + planes.shape[1] <= ny and x0 + planes.shape[2] <= nx):
             raise ValueError(f"no place for a block {block.shape} at ({y0}, {x0}) of the image {self.shape}")
         with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite
-            words = planes.astype(self.dtype, order="C", casting="same_kind")
+            words = planes.astype(self.dtype, order="C", casting="same_kind", copy=False)
         with self.reasons(), self.temp.open("r+b") as file:
             for plane, rows in enumerate(words):
                 self._write_rows(file, plane, y0, x0, rows)
