@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import logging
 import os
 import signal
@@ -163,6 +164,17 @@ def _cancelled_by_ctrl_c() -> Iterator[CancelToken]:
             signal.signal(number, handler)
 
 
+@contextmanager
+def _loading() -> Iterator[None]:
+    """Keep the garbage collector from what imports make: it stays to the end, and looking at it takes time."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        gc.enable()
+
+
 def _run(arguments: argparse.Namespace, start: Callable) -> object:
     """Run `start(settings, listener=, cancel=)` with the settings that the arguments ask for."""
     config = _resolved(arguments)
@@ -175,8 +187,9 @@ def _run(arguments: argparse.Namespace, start: Callable) -> object:
 
         # The server of the workers loads the numerical libraries while this process does.
         prepare_workers(["zemosaic_worker_start"])
-        from grid_mode import GridSettings  # only commands that compute load them
-        from zemosaic_terminal import TerminalReporter
+        with _loading():
+            from grid_mode import GridSettings  # only commands that compute load them
+            from zemosaic_terminal import TerminalReporter
 
         settings = GridSettings.from_config(config, overwrite=getattr(arguments, "overwrite", True))
         return start(settings, listener=TerminalReporter(quiet=arguments.quiet), cancel=cancel)

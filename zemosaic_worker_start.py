@@ -7,6 +7,7 @@ one cannot be forked safely.
 
 from __future__ import annotations
 
+import gc
 from contextlib import suppress
 
 import numpy as np
@@ -32,3 +33,4 @@ def load_loops() -> None:
 
 with suppress(OSError, RuntimeError, NumbaError):  # a loop that cannot be loaded gives its reason to who needs it
     load_loops()
+gc.freeze()  # what is loaded stays: a worker whose collector looked through it would copy its pages
