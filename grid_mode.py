@@ -11,6 +11,7 @@ import logging
 import os
 import re
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
@@ -24,23 +25,31 @@ from parallel_utils import (
     prepare_workers,
 )
 from zemosaic_align_stack import StackedRect, StackOptions, stack_frames
-from zemosaic_assembly import assemble
+from zemosaic_assembly import Assembly, CorePlaces, WrittenCore, write_core
 from zemosaic_config import Config, resolve
 from zemosaic_events import CancelToken, Emitter, FinishReason, RunFinished, TileDone, as_listener
 from zemosaic_fits_io import frame_wcs
-from zemosaic_fits_products import ensure_writable_folder, remove_leftovers, remove_product, write_hdus
+from zemosaic_fits_products import (
+    ImageStream,
+    ensure_writable_folder,
+    in_file_order,
+    remove_leftovers,
+    remove_product,
+    write_hdus,
+)
 from zemosaic_frame_source import RadialWeight, StackFrame
 from zemosaic_ledger import frames_to_drop
 from zemosaic_match import MatchOptions, drop_misfits, extent_px, usual_feather_px
 from zemosaic_outputs import (
     ProductPaths,
     RunSummary,
+    finish_products,
     open_products,
     tile_hdus,
     write_ledger,
-    write_pictures,
     write_report,
     write_residual,
+    write_viewer,
 )
 from zemosaic_passes import NOTHING, match_all, measure_all, read_frames
 from zemosaic_reproject import Canvas, optimal_canvas
@@ -288,6 +297,7 @@ class _TileTask:
     canvas: Canvas
     options: StackOptions
     path: Path
+    places: CorePlaces
     on_device: bool = False
 
 
@@ -296,6 +306,7 @@ class _TileReport:
     """What a worker says of a tile it has made; `tally` is (frame id, kept, too low, too high)."""
 
     pid: int
+    core: WrittenCore
     tally: tuple[tuple[str, int, int, int], ...]
     problems: tuple[tuple[str, str], ...]
     peak_memory_bytes: int
@@ -306,9 +317,12 @@ def _tile_task(task: _TileTask) -> _TileReport:
     device, report = device_of_process() if task.on_device else (None, lambda: None)
     what = list(task.frames), task.canvas, task.rect, task.options
     stacked = stack_frames(*what, between_slabs=check_cancelled, device=device)
-    write_hdus(task.path, tile_hdus(stacked.result, task.canvas, task.rect, task.core, task.number))
+    planes = {name: in_file_order(getattr(stacked.result, name)) for name in ("image", "weight", "coverage")}
+    result = replace(stacked.result, **planes)
+    write_hdus(task.path, tile_hdus(result, task.canvas, task.rect, task.core, task.number))
+    core = write_core(task.places, task.core, result, task.rect)
     tally = _tally(task.frames, stacked)
-    return _TileReport(os.getpid(), tally, stacked.problems, peak_memory_bytes(), report())
+    return _TileReport(os.getpid(), core, tally, stacked.problems, peak_memory_bytes(), report())
 
 
 def _with_half_the_memory(task: _TileTask) -> _TileTask:
@@ -334,30 +348,33 @@ class _GridRun:
 
     def execute(self, drop: Mapping[str, str]) -> RunResult:
         book, settings = self.book, self.settings
-        prepare_workers([__name__])
+        prepare_workers(["zemosaic_worker_start"])
         with book.phase("plan"):
             if settings.drop_suggested and not drop:
                 book.say("the ledger of the earlier run suggests no frame to leave out")
             records = read_frames(self.input_folder, book, drop)
         with book.phase("canvas"):
             records, canvas, n_channels = self._lay_out(records)
-        with TaskPool(self._count_workers(len(records)), book.cancel) as pool:
-            with book.phase("measure"):
-                measured = measure_all(pool, records, canvas, n_channels, book)
-                if len(measured) < len(records):
-                    # A frame that is left out must leave no trace, in the projection either.
-                    records, canvas, n_channels = self._lay_out([m.record for m in measured])
+        with ExitStack() as products:  # what is not finished is removed, once nobody writes into it any more
+            with TaskPool(self._count_workers(len(records)), book.cancel) as pool:
+                with book.phase("measure"):
                     measured = measure_all(pool, records, canvas, n_channels, book)
-            with book.phase("match"):
-                matched = match_all(measured, canvas, settings.match_options(n_channels), book)
-                canvas = matched.canvas
-            with book.phase("stack"):
-                cells, tile_paths = self._stack(pool, matched.frames, canvas, n_channels)
-        saturation = min(record.header.saturation for record in records)
-        summary = book.summary(canvas, n_channels, settings.described(), saturation)
-        with book.phase("assemble"):
-            self._assemble(summary, cells, tile_paths)
-            write_residual(self.paths, *matched.disagreement)
+                    if len(measured) < len(records):
+                        # A frame that is left out must leave no trace, in the projection either.
+                        records, canvas, n_channels = self._lay_out([m.record for m in measured])
+                        measured = measure_all(pool, records, canvas, n_channels, book)
+                with book.phase("match"):
+                    matched = match_all(measured, canvas, settings.match_options(n_channels), book)
+                    canvas = matched.canvas
+                with book.phase("stack"):
+                    streams = products.enter_context(open_products(self.paths, canvas.shape, n_channels))
+                    assembly = Assembly(streams, canvas.shape, n_channels)
+                    cells = self._stack(pool, matched.frames, canvas, assembly, n_channels)
+            saturation = min(record.header.saturation for record in records)
+            summary = book.summary(canvas, n_channels, settings.described(), saturation)
+            with book.phase("assemble"):
+                self._assemble(summary, cells, assembly, streams)
+                write_residual(self.paths, *matched.disagreement)
         book.note_memory("main", peak_memory_bytes())
         result = book.result()
         write_ledger(self.paths, summary)
@@ -392,15 +409,14 @@ class _GridRun:
         return workers
 
     def _stack(
-        self, pool: TaskPool, frames: list[StackFrame], canvas: Canvas, n_channels: int
-    ) -> tuple[list[Rect], list[Path | None]]:
-        """Make all tiles; return the cells and the file of each, None where there is none."""
-        sizes = [extent_px(frame) for frame in frames]
-        cells = cut_cells(canvas.shape, cell_length_px(sizes, self.settings.size_factor))
-        tasks = self._tile_tasks(frames, cells, canvas, n_channels)
+        self, pool: TaskPool, frames: list[StackFrame], canvas: Canvas, assembly: Assembly, n_channels: int
+    ) -> list[Rect]:
+        """Make all tiles, whose cores go into the products; return the cells."""
+        length = cell_length_px([extent_px(frame) for frame in frames], self.settings.size_factor)
+        cells = cut_cells(canvas.shape, length, step=assembly.places.shrink)
+        tasks = self._tile_tasks(frames, cells, canvas, assembly.places, n_channels)
         logger.info("[GRID] Global grid ready: tiles=%d of which %d see a frame", len(cells), len(tasks))
         self._clear_old_tiles()
-        paths: list[Path | None] = [None] * len(cells)
         progress = self.book.progress("stack", unit="tile")
         progress(0, len(tasks))
         decided = f" ({self.settings.gpu_decided_by})" if self.settings.gpu_decided_by else ""
@@ -409,22 +425,22 @@ class _GridRun:
         for done, outcome in enumerate(stackers.run(_tile_task, tasks, retry=_with_half_the_memory), start=1):
             task = outcome.task
             if outcome.error is None:
-                paths[task.number - 1] = task.path
+                assembly.take(task.core, outcome.value.core)
                 self._note_tile(task, outcome.value)
             else:
                 logger.debug("[GRID] tile %d", task.number, exc_info=outcome.error)
                 self.book.fail_tile(task.number, str(outcome.error) or type(outcome.error).__name__)
             progress(done, len(tasks))
         remove_leftovers(self.paths.tiles)
-        if not any(paths):
+        if len(self.book.failed_tiles) == len(tasks):
             raise OutputError(f"no tile could be made: {self.book.failed_tiles[0].reason}")
         self.book.drop_unseen()
         if not any(row.used for row in self.book.rows.values()):
             raise OutputError(f"no frame gave a pixel to the mosaic: {self.book.first_reasons()}")
-        return cells, paths
+        return cells
 
     def _tile_tasks(
-        self, frames: list[StackFrame], cells: list[Rect], canvas: Canvas, n_channels: int
+        self, frames: list[StackFrame], cells: list[Rect], canvas: Canvas, places: CorePlaces, n_channels: int
     ) -> list[_TileTask]:
         options = self.settings.stack_options(n_channels, frames)
         margins = [cell.grown(self.settings.overlap_px) for cell in cells]
@@ -435,7 +451,7 @@ class _GridRun:
                 rect = cell.grown(self.settings.overlap_px).intersect(canvas.rect)
                 chosen = tuple(frames[k] for k in indices)
                 path = self.paths.tile(number)
-                tasks.append(_TileTask(number, cell, rect, chosen, canvas, options, path))
+                tasks.append(_TileTask(number, cell, rect, chosen, canvas, options, path, places))
         return tasks
 
     def _clear_old_tiles(self) -> None:
@@ -457,18 +473,15 @@ class _GridRun:
             book.leave_out(item, used=True)
         book.emit(TileDone(task.number, len(task.frames), report.pid))
 
-    def _assemble(self, summary: RunSummary, cells: list[Rect], tile_paths: list[Path | None]) -> None:
-        progress = self.book.progress("assemble", unit="tile")
-
-        def between(done: int) -> None:
-            self.book.cancel.check()
-            progress(done, len(cells))
-
-        with open_products(self.paths, summary) as streams:
-            failures = assemble(cells, tile_paths, streams, summary.n_channels, between_tiles=between)
-            for failure in failures:
-                self.book.fail_tile(failure.tile, failure.reason)
-            if len(failures) == sum(path is not None for path in tile_paths):
-                raise OutputError(f"no tile could be read back: {failures[0].reason}")
-        write_pictures(self.paths, summary, uint16=self.settings.save_uint16, legacy=self.settings.legacy_rgb_cube)
-        progress(len(cells), len(cells))
+    def _assemble(
+        self, summary: RunSummary, cells: list[Rect], assembly: Assembly, streams: dict[str, ImageStream]
+    ) -> None:
+        """Complete the products, whose pixels are there where a tile was made."""
+        progress = self.book.progress("assemble", unit="product")
+        n_products = len(streams) + 1 + self.settings.save_uint16
+        progress(0, n_products)
+        assembly.fill_gaps(cells, between_cells=self.book.cancel.check)
+        finish_products(self.paths, streams, summary, assembly.picture)
+        if self.settings.save_uint16:
+            write_viewer(self.paths, summary, legacy=self.settings.legacy_rgb_cube)
+        progress(n_products, n_products)

@@ -118,12 +118,15 @@ def _context_of_workers() -> BaseContext:
         path = os.pathsep.join(entry for entry in sys.path if Path(entry).is_absolute())
         values = {"PYTHONPATH": path, "PYTHONSAFEPATH": "1", **dict.fromkeys(_THREAD_VARIABLES, "1")}
         before = _set_environment(values)
+        # Ctrl-C reaches the whole process group; only this process acts on it, also while the server starts.
+        blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
             forkserver.ensure_running()
             return multiprocessing.get_context("forkserver")
         except OSError as error:  # its socket lies in the folder for temporary files, whose path may be too long
             logger.warning("[GRID] workers are started one by one, since no server for them can run: %s", error)
         finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
             _set_environment(before)
     return multiprocessing.get_context("spawn")
 

@@ -1,72 +1,119 @@
-"""Tiles on disk in, full-canvas products out, streamed tile by tile."""
+"""Tiles into full-canvas products: whoever stacks a tile writes its core, one process completes the whole."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 import numpy as np
 
-from zemosaic_fits_products import ImageStream, read_image
-from zemosaic_types import FrameError, Rect, TileFailure
+from zemosaic_fits_products import ImagePlace, ImageStream, Written
+from zemosaic_preview import shrink_factor, shrink_rows
+from zemosaic_stack_core import StackResult
+from zemosaic_types import Rect
 
 
-def assemble(
-    cells: list[Rect],
-    tile_paths: list[Path | None],
-    streams: dict[str, ImageStream],
-    n_channels: int,
-    *,
-    between_tiles: Callable[[int], None] = lambda _: None,
-) -> list[TileFailure]:
-    """Write the core of every tile to its place in the products.
+@dataclass(frozen=True)
+class CorePlaces:
+    """Where cores go, for whoever stacks them: the products' places by name, and the shrinking of the picture."""
+
+    images: dict[str, ImagePlace]
+    shrink: int
+
+
+@dataclass(frozen=True)
+class WrittenCore:
+    """What `Assembly.take` must know of a core: what was written into each product, its part of the picture."""
+
+    written: dict[str, Written]
+    picture: np.ndarray
+
+
+def write_core(places: CorePlaces, cell: Rect, result: StackResult, rect: Rect) -> WrittenCore:
+    """Write the part of a stacked rectangle that lies in a cell to its place in the products, in any process.
 
     Parameters
     ----------
-    cells : list of Rect
-        Disjoint parts of the canvas that cover it exactly once.
-    tile_paths : list of Path or None
-        File of each cell's tile; None where there is none (no frame, or it failed).
-    streams : dict
-        Open products ``"image"``, ``"weight"``, ``"coverage"``.
-    n_channels : int
-    between_tiles : callable
-        Called with the number of tiles done; what it raises ends the work.
+    places : CorePlaces
+    cell : Rect
+        Canvas pixels to fill; the cell starts on a block of the picture (`cut_cells` with the step `shrink`).
+    result : StackResult
+        Its image, weight and coverage go into the products of these names.
+    rect : Rect
+        Canvas pixels that `result` holds, those of the cell among them.
 
-    Returns
-    -------
-    list of TileFailure
-        Tiles whose file cannot be read; their cells are left without data.
+    Raises
+    ------
+    OutputError
+        If the disk refuses. The cell must then be written again, by another try or by `Assembly.leave_empty`.
     """
-    failures = []
-    for number, (cell, path) in enumerate(zip(cells, tile_paths, strict=True), start=1):
-        between_tiles(number - 1)
-        core = None
-        if path is not None:
-            try:
-                core = _read_core(path, cell)
-            except FrameError as error:
-                failures.append(TileFailure(number, f"cannot be read back: {error}"))
-        if core is None:
-            core = _nothing(n_channels, cell.shape)
-        for name, stream in streams.items():
-            stream.write(cell.y0, cell.x0, core[name])
-    return failures
+    inner = (slice(None), *cell.shifted(-rect.y0, -rect.x0).slices)
+    core = {name: getattr(result, name)[inner] for name in places.images}
+    written = {name: place.write(cell.y0, cell.x0, core[name]) for name, place in places.images.items()}
+    return WrittenCore(written, shrink_rows(core["image"], places.shrink))
 
 
-def _read_core(path: Path, cell: Rect) -> dict[str, np.ndarray]:
-    header, image = read_image(path, 0)
-    inner = cell.shifted(-header["Y0"], -header["X0"]).slices
-    core = {"image": image}
-    for name in ("weight", "coverage"):
-        core[name] = read_image(path, name.upper())[1]
-    return {name: plane[(..., *inner)] for name, plane in core.items()}
+class Assembly:
+    """The products of a run while their cells are being filled.
 
+    Parameters
+    ----------
+    streams : mapping
+        Open products ``"image"``, ``"weight"``, ``"coverage"``.
+    shape : tuple of int
+        ``(ny, nx)`` of the canvas.
+    n_channels : int
 
-def _nothing(n_channels: int, shape: tuple[int, int]) -> dict[str, np.ndarray]:
-    full = (n_channels, *shape) if n_channels > 1 else shape
-    return {
-        "image": np.full(full, np.nan, dtype=np.float32),
-        "weight": np.zeros(full, dtype=np.float32),
-        "coverage": np.zeros(full, dtype=np.int32),
-    }
+    Attributes
+    ----------
+    places : CorePlaces
+        What `write_core` needs.
+    picture : ndarray, shape (c, ceil(ny / shrink), ceil(nx / shrink)), float32
+        Means of blocks of the image; NaN where there is no data or no core yet.
+    """
+
+    def __init__(self, streams: Mapping[str, ImageStream], shape: tuple[int, int], n_channels: int) -> None:
+        self._streams, self._n_channels = streams, n_channels
+        step = shrink_factor(shape)
+        self.places = CorePlaces({name: stream.place for name, stream in streams.items()}, step)
+        self.picture = np.full((n_channels, *(-(-size // step) for size in shape)), np.nan, dtype=np.float32)
+        self._taken: set[Rect] = set()
+
+    def take(self, cell: Rect, core: WrittenCore) -> None:
+        """Count a cell as filled.
+
+        Raises
+        ------
+        ValueError
+            If it was filled before.
+        """
+        if cell in self._taken:
+            raise ValueError(f"{cell} is filled already")
+        for name, written in core.written.items():
+            self._streams[name].add(written)
+        y, x = (start // self.places.shrink for start in (cell.y0, cell.x0))
+        self.picture[:, y : y + core.picture.shape[1], x : x + core.picture.shape[2]] = core.picture
+        self._taken.add(cell)
+
+    def fill_gaps(self, cells: list[Rect], *, between_cells: Callable[[], None] = lambda: None) -> None:
+        """Write 'no data' into every cell that has no core, whatever a failed try has left there.
+
+        Parameters
+        ----------
+        cells : list of Rect
+            Disjoint parts of the canvas that cover it exactly once.
+        between_cells : callable
+            Called before each cell; what it raises ends the work.
+
+        Raises
+        ------
+        OutputError
+            If the disk refuses.
+        """
+        for cell in cells:
+            between_cells()
+            if cell not in self._taken:
+                for name, stream in self._streams.items():
+                    empty = np.nan if name == "image" else 0
+                    dtype = stream.place.dtype
+                    stream.write(cell.y0, cell.x0, np.full((self._n_channels, *cell.shape), empty, dtype=dtype))

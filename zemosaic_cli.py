@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import logging
 import os
 import signal
@@ -11,6 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from zemosaic_config import (
     Config,
@@ -32,6 +34,9 @@ from zemosaic_types import (
     RunResult,
     ZeMosaicError,
 )
+
+if TYPE_CHECKING:
+    from grid_mode import GridSettings
 
 COMPLETE, ERROR, UNUSABLE, WITH_FAILURES, CANCELLED = 0, 1, 2, 3, 130
 
@@ -171,42 +176,61 @@ def _cancelled_by_ctrl_c() -> Iterator[CancelToken]:
             signal.signal(number, handler)
 
 
+@contextmanager
+def _loading() -> Iterator[None]:
+    """Keep the garbage collector from what imports make: it stays to the end, and looking at it takes time."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        gc.enable()
+
+
 def _run(arguments: argparse.Namespace, start: Callable) -> object:
     """Run `start(settings, listener=, cancel=)` with the settings that the arguments ask for."""
-    from grid_mode import GridSettings  # numerical libraries load only for commands that compute
-    from zemosaic_terminal import TerminalReporter
-
     config = _resolved(arguments)
     for note in config.notes:
         print(f"zemosaic: {note}", file=sys.stderr)
     logging.getLogger("ZeMosaicWorker").setLevel(config["logging_level"])
     logging.getLogger("ZeMosaicWorker").propagate = False
-    settings = GridSettings.from_config(
-        config,
-        overwrite=getattr(arguments, "overwrite", True),
-        drop_suggested=getattr(arguments, "drop_suggested", False),
-    )
-    reporter = TerminalReporter(quiet=arguments.quiet)
     with _cancelled_by_ctrl_c() as cancel:
-        return start(settings, listener=reporter, cancel=cancel)
+        from parallel_utils import prepare_workers
+
+        # The server of the workers loads the numerical libraries while this process does.
+        prepare_workers(["zemosaic_worker_start"])
+        with _loading():
+            from grid_mode import GridSettings  # only commands that compute load them
+            from zemosaic_terminal import TerminalReporter
+
+        settings = GridSettings.from_config(
+            config,
+            overwrite=getattr(arguments, "overwrite", True),
+            drop_suggested=getattr(arguments, "drop_suggested", False),
+        )
+        return start(settings, listener=TerminalReporter(quiet=arguments.quiet), cancel=cancel)
 
 
 def _grid(arguments: argparse.Namespace) -> int:
-    from grid_mode import run_grid
+    def start(settings: GridSettings, **talk: Any) -> RunResult:
+        from grid_mode import run_grid
 
-    result = _run(
-        arguments, lambda settings, **talk: run_grid(arguments.input, arguments.output, settings, **talk)
-    )
-    return _tell(result)
+        return run_grid(arguments.input, arguments.output, settings, **talk)
+
+    return _tell(_run(arguments, start))
 
 
 def _demo(arguments: argparse.Namespace) -> int:
-    from zemosaic_demo import run_demo
-    from zemosaic_truth import format_score
+    def start(settings: GridSettings, **talk: Any) -> tuple[RunResult, str]:
+        from zemosaic_demo import run_demo
+        from zemosaic_truth import format_score
 
-    result, score = _run(arguments, lambda settings, **talk: run_demo(arguments.output, settings, **talk))
+        result, score = run_demo(arguments.output, settings, **talk)
+        return result, format_score(score)
+
+    result, distance = _run(arguments, start)
     status = _tell(result)
-    print(format_score(score))
+    print(distance)
     return status
 
 

@@ -10,11 +10,13 @@ import contextlib
 import errno
 import io
 import logging
+import math
 import os
 import re
 import shutil
 import warnings
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Self
 
@@ -31,6 +33,7 @@ from zemosaic_types import FrameError, OutputError
 logger = logging.getLogger("ZeMosaicWorker.products")
 
 _BLOCK = 2880
+_CARD = 80
 _WORD = 0xFFFFFFFF
 _TEMP_NAME = re.compile(r"\..+\.(\d+)\.part")
 _DISK_FULL = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)}
@@ -97,42 +100,28 @@ def write_text(path: Path, text: str) -> None:
     write_bytes(path, text.encode("utf-8"))
 
 
-def write_png(path: Path, rgba: np.ndarray) -> None:
-    """Write a PNG picture atomically.
-
-    Parameters
-    ----------
-    path : Path
-        The product.
-    rgba : ndarray of uint8, shape (ny, nx, 4) or (ny, nx)
-        Red, green, blue and opacity, or grey; the first row is the top of the picture.
-
-    Raises
-    ------
-    OutputError
-        If the file cannot be written.
-    ValueError
-        If `rgba` has another shape or dtype.
-    """
-    coloured = rgba.ndim == 3 and rgba.shape[2] == 4
-    if rgba.dtype != np.uint8 or not (coloured or rgba.ndim == 2) or rgba.size == 0:
-        raise ValueError(f"a picture is uint8 (ny, nx, 4) or (ny, nx), not {rgba.dtype} {rgba.shape}")
-    # Encoded in memory: Pillow does not say why when the disk is full.
-    write_bytes(path, encode_picture(rgba, "PNG", compress_level=1))
-
-
-def encode_picture(pixels: np.ndarray, kind: str, **options: int) -> bytes:
-    """Return a picture as the bytes of a file.
+def encode_picture(pixels: np.ndarray, kind: str = "PNG", **options: int) -> bytes:
+    """Return a picture as the content of a file; in memory, since Pillow does not say why a disk is full.
 
     Parameters
     ----------
     pixels : ndarray of uint8, shape (ny, nx), (ny, nx, 3) or (ny, nx, 4)
-        First row on top.
+        Grey, or red, green, blue and opacity; the first row is the top of the picture.
     kind : str
         ``"PNG"``, or ``"JPEG"`` (without opacity).
     options : int
         Of Pillow's writer.
+
+    Raises
+    ------
+    ValueError
+        If `pixels` has another shape or dtype.
     """
+    shaped = pixels.ndim == 2 or (pixels.ndim == 3 and pixels.shape[2] in (3, 4))
+    if pixels.dtype != np.uint8 or not shaped or pixels.size == 0:
+        raise ValueError(
+            f"a picture is uint8 (ny, nx), (ny, nx, 3) or (ny, nx, 4), not {pixels.dtype} {pixels.shape}"
+        )
     encoded = io.BytesIO()
     Image.fromarray(np.ascontiguousarray(pixels)).save(encoded, format=kind, **options)
     return encoded.getvalue()
@@ -159,6 +148,11 @@ class _Sink:
 
     def __init__(self, file: BinaryIO) -> None:
         self.write, self.flush, self.tell = file.write, file.flush, file.tell
+
+
+def in_file_order(array: np.ndarray) -> np.ndarray:
+    """Return an array in the byte order of FITS files, which spares those who write it twice half the work."""
+    return array.astype(array.dtype.newbyteorder(">"), copy=False)
 
 
 def remove_product(path: Path) -> None:
@@ -265,58 +259,43 @@ def read_product_header(path: Path) -> fits.Header:
 # ---- an image larger than memory -------------------------------------------------------------------------
 
 
-class ImageStream:
-    """A big image that is written block by block into the primary HDU of a FITS file.
+@dataclass(frozen=True, slots=True)
+class Written:
+    """What the checksum of an image needs of a part of it: number of its samples and sum of their words."""
 
-    Every pixel must be written exactly once, in any order: the file does not depend on the order. As a context
-    manager it closes the file at the end of the block, or removes it if the block raised.
+    n_words: int
+    word_sum: int
 
-    Parameters
+
+@dataclass(frozen=True)
+class ImagePlace:
+    """Where the pixels of an image lie that an `ImageStream` keeps open: all that another process needs to write.
+
+    Attributes
     ----------
-    path : Path
-        The product; it appears when the stream is closed, and not before.
-    header : astropy.io.fits.Header
-        Cards of the product. Those that describe the array are replaced; the header itself is not altered.
+    product, temp : Path
+        The product, and the file that will become it.
+    data_start : int
+        Offset of the image in the file.
     shape : tuple of int
-        ``(ny, nx)`` or ``(c, ny, nx)``.
-    dtype : dtype
-        float32 or int32. (Each sample is one word of the data sum, which so needs no order.)
-
-    Raises
-    ------
-    OutputError
-        If the file cannot be made, or the disk has no room for the image.
-    ValueError
-        If `shape` or `dtype` is not one of the above.
+        ``(c, ny, nx)``.
+    dtype : str
+        Of the file, big-endian.
     """
 
-    def __init__(self, path: Path, header: fits.Header, shape: tuple[int, ...], dtype: np.dtype | type) -> None:
-        self._path = path
-        self._shape = shape if len(shape) == 3 else (1, *shape)
-        self._dtype = np.dtype(dtype)
-        self._header = _stream_header(header, shape, self._dtype)
-        self._data_start = len(_header_bytes(self._header))
-        self._size = self._data_start + _padded(4 * int(np.prod(shape)))
-        self._sum = 0
-        self._n_words = 0
-        self._temp = _temp_path(path)
-        self._file: BinaryIO | None = None
-        with self._guard():
-            self._file = self._temp.open("w+b")
-            _reserve(self._file, self._size, path.parent)
-            self._file.write(_header_bytes(self._header))
+    product: Path
+    temp: Path
+    data_start: int
+    shape: tuple[int, int, int]
+    dtype: str
 
-    def __enter__(self) -> Self:
-        return self
+    @property
+    def end(self) -> int:
+        """Offset behind the padded image."""
+        return self.data_start + _padded(4 * math.prod(self.shape))
 
-    def __exit__(self, kind: type[BaseException] | None, error: object, trace: object) -> None:
-        if kind is not None:
-            self.abort()
-        elif self._file is not None:
-            self.close()
-
-    def write(self, y0: int, x0: int, block: np.ndarray) -> None:
-        """Put a block into its place.
+    def write(self, y0: int, x0: int, block: np.ndarray) -> Written:
+        """Put a block into its place; who owns the stream must be told what is returned, once (`ImageStream.add`).
 
         Parameters
         ----------
@@ -328,53 +307,166 @@ class ImageStream:
         Raises
         ------
         OutputError
-            If the disk refuses; the temporary file is gone then.
+            If the disk refuses; some of the block may be in place then.
         ValueError
-            If the block does not lie in the image, or the stream is closed.
+            If the block does not lie in the image.
         TypeError
             If its numbers do not convert, such as floats into an integer image.
         """
         planes = block if block.ndim == 3 else block[None]
-        n_planes, ny, nx = self._shape
-        if self._file is None:
-            raise ValueError(f"the stream of {self._path} is closed")
+        n_planes, ny, nx = self.shape
         fits_in = planes.ndim == 3 and planes.shape[0] == n_planes and y0 >= 0 and x0 >= 0
         if not (fits_in and y0 + planes.shape[1] <= ny and x0 + planes.shape[2] <= nx):
-            raise ValueError(f"no place for a block {block.shape} at ({y0}, {x0}) of the image {self._shape}")
+            raise ValueError(f"no place for a block {block.shape} at ({y0}, {x0}) of the image {self.shape}")
         with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite
-            words = planes.astype(self._dtype.newbyteorder(">"), order="C", casting="same_kind")
-        with self._guard():
+            words = planes.astype(self.dtype, order="C", casting="same_kind", copy=False)
+        with self.reasons(), self.temp.open("r+b") as file:
             for plane, rows in enumerate(words):
-                self._write_rows(plane, y0, x0, rows)
-        self._sum += int(words.view(">u4").sum(dtype=np.uint64))
-        self._n_words += words.size
+                self._write_rows(file, plane, y0, x0, rows)
+        return Written(words.size, int(words.view(">u4").sum(dtype=np.uint64)))
 
-    def close(self, tables: Sequence[fits.BinTableHDU] = ()) -> None:
-        """Finish the file: tables, checksums, flush to disk, rename.
+    @contextlib.contextmanager
+    def reasons(self) -> Iterator[None]:
+        """Turn what the disk says within the block into an `OutputError` about the product."""
+        try:
+            yield
+        except OSError as err:
+            if isinstance(err, FileNotFoundError) and self.product.parent.is_dir():
+                raise OutputError(f"{self.product} cannot be written: {self.temp.name} was removed") from err
+            raise _output_error(self.product, err, _size_text(self.end)) from err
+
+    def _write_rows(self, file: BinaryIO, plane: int, y0: int, x0: int, rows: np.ndarray) -> None:
+        _, ny, nx = self.shape
+        # Rows of full width follow each other in the file.
+        runs = rows.reshape(1, -1) if rows.shape[1] == nx else rows
+        for y, run in enumerate(runs, start=y0):
+            file.seek(self.data_start + 4 * ((plane * ny + y) * nx + x0))
+            file.write(run.data)
+
+
+class ImageStream:
+    """A big image that is written block by block into the primary HDU of a FITS file, by one or many processes.
+
+    Every pixel must be written and told (`write`, or `ImagePlace.write` and `add`) exactly once, in any order: the
+    file does not depend on the order. A part that was written and not told may be written again. As a context
+    manager it removes the file at the end of the block unless it was closed.
+
+    Parameters
+    ----------
+    path : Path
+        The product; it appears when the stream is closed, and not before.
+    shape : tuple of int
+        ``(ny, nx)`` or ``(c, ny, nx)``.
+    dtype : dtype
+        float32 or int32. (Each sample is one word of the data sum, which so needs no order.)
+    n_cards : int
+        Room for so many cards of the header, those that describe the array included; what stays free is blank.
+
+    Raises
+    ------
+    OutputError
+        If the file cannot be made, or the disk has no room for the image.
+    ValueError
+        If `shape` or `dtype` is not one of the above.
+    """
+
+    def __init__(self, path: Path, shape: tuple[int, ...], dtype: np.dtype | type, *, n_cards: int = 71) -> None:
+        self._shape, self._dtype = shape, np.dtype(dtype)
+        if self._dtype.name not in ("float32", "int32") or len(shape) not in (2, 3) or min(shape) < 1:
+            raise ValueError(f"a streamed image is float32 or int32, 2-D or 3-D, not {self._dtype} {shape}")
+        planes = shape if len(shape) == 3 else (1, *shape)
+        start = _padded(_CARD * (n_cards + 1))
+        self.place = ImagePlace(path, _temp_path(path), start, planes, self._dtype.newbyteorder(">").str)
+        self._sum = self._n_words = 0
+        self._complete = self._flushed = False
+        self._file: BinaryIO | None = None
+        with self._guard():
+            self._file = self.place.temp.open("w+b")
+            _reserve(self._file, self.place.end, path.parent)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.abort()
+
+    def write(self, y0: int, x0: int, block: np.ndarray) -> None:
+        """Put a block into its place; see `ImagePlace.write`. If the disk refuses, the stream is given up."""
+        self._check_open()
+        with self._guard():
+            self.add(self.place.write(y0, x0, block))
+
+    def add(self, written: Written) -> None:
+        """Count a part that was written through `place`, by whatever process."""
+        self._n_words += written.n_words
+        self._sum += written.word_sum
+
+    def complete(self, header: fits.Header, tables: Sequence[fits.BinTableHDU] = ()) -> None:
+        """Write what stands around the pixels: header, checksums, tables.
 
         Parameters
         ----------
+        header : astropy.io.fits.Header
+            Cards of the product. Those that describe the array are replaced; the header itself is not altered.
         tables : sequence of BinTableHDU
             Extensions to put behind the image.
 
         Raises
         ------
         OutputError
-            If pixels are missing or were written twice, or the disk refuses; the temporary file is gone then.
+            If pixels are missing or were told twice, or the disk refuses; the temporary file is gone then.
         ValueError
-            If the stream is closed already.
+            If the stream is closed already, or the header is longer than its room.
         """
-        if self._file is None:
-            raise ValueError(f"the stream of {self._path} is closed")
-        try:
-            expected = int(np.prod(self._shape))
+        self._check_open()
+        with self._guard():
+            expected = math.prod(self._shape)
             if self._n_words != expected:
-                raise OutputError(f"{self._path} is incomplete: {self._n_words} of {expected} samples written")
-            extensions = _extension_bytes(tables)
-            with self._guard():
-                self._finish(extensions)
-        finally:
-            self.abort()
+                raise OutputError(
+                    f"{self.place.product} is incomplete: {self._n_words} of {expected} samples written"
+                )
+            described = _stream_header(header, self._shape, self._dtype)
+            cards = _with_checksums(described, _folded(self._sum), self.place.data_start)
+            # The padding behind the image is zero: reserving made the file that long.
+            self._file.seek(self.place.end)
+            self._file.write(_extension_bytes(tables))
+            self._file.seek(0)
+            self._file.write(cards)
+            self._file.flush()
+            self._complete = True
+
+    def flush(self) -> None:
+        """Bring a complete file to the disk; takes its time, and may run in a thread of its own.
+
+        Raises
+        ------
+        OutputError
+            If the disk refuses; the temporary file is gone then.
+        """
+        self._check_open()
+        with self._guard():
+            _flush_to_disk(self.place.temp)
+            self._flushed = True
+
+    def close(self) -> None:
+        """Give a complete file its name, when it is on the disk.
+
+        Raises
+        ------
+        OutputError
+            If the disk refuses; the temporary file is gone then.
+        ValueError
+            If the stream is not complete, or closed already.
+        """
+        self._check_open()
+        if not self._complete:
+            raise ValueError(f"the stream of {self.place.product} is not complete")
+        if not self._flushed:
+            self.flush()
+        with self._guard():
+            self._file.close()
+            _publish(self.place.temp, self.place.product)
+            self._file = None
 
     def abort(self) -> None:
         """Close and remove the temporary file; harmless when repeated or after `close`."""
@@ -383,40 +475,24 @@ class ImageStream:
             with contextlib.suppress(OSError):
                 self._file.close()
             self._file = None
-            _discard(self._temp)
+            _discard(self.place.temp)
 
-    def _write_rows(self, plane: int, y0: int, x0: int, rows: np.ndarray) -> None:
-        _, ny, nx = self._shape
-        # Rows of full width follow each other in the file.
-        runs = rows.reshape(1, -1) if rows.shape[1] == nx else rows
-        for y, run in enumerate(runs, start=y0):
-            self._file.seek(self._data_start + 4 * ((plane * ny + y) * nx + x0))
-            self._file.write(run.data)
-
-    def _finish(self, extensions: bytes) -> None:
-        # The padding behind the image is zero: reserving made the file that long.
-        self._file.seek(self._size)
-        self._size += len(extensions)
-        self._file.write(extensions)
-        self._file.seek(0)
-        self._file.write(_header_bytes(_with_checksums(self._header, _folded(self._sum))))
-        self._file.close()
-        _flush_to_disk(self._temp)
-        _publish(self._temp, self._path)
+    def _check_open(self) -> None:
+        if self._file is None:
+            raise ValueError(f"the stream of {self.place.product} is closed")
 
     @contextlib.contextmanager
     def _guard(self) -> Iterator[None]:
         try:
-            yield
-        except OSError as err:
+            with self.place.reasons():
+                yield
+        except OutputError:
             self.abort()
-            raise _output_error(self._path, err, _size_text(self._size)) from err
+            raise
 
 
 def _stream_header(header: fits.Header, shape: tuple[int, ...], dtype: np.dtype) -> fits.Header:
     """Return a copy of the header that describes the image and has a place for the checksums."""
-    if dtype not in (np.dtype(np.float32), np.dtype(np.int32)) or len(shape) not in (2, 3) or min(shape) < 1:
-        raise ValueError(f"a streamed image is float32 or int32, 2-D or 3-D, not {dtype} {shape}")
     cards = [("SIMPLE", True, "conforms to the FITS standard"), ("BITPIX", -32 if dtype.kind == "f" else 32)]
     cards += [("NAXIS", len(shape))]
     cards += [(f"NAXIS{axis}", length) for axis, length in enumerate(reversed(shape), start=1)]
@@ -439,22 +515,21 @@ def _extension_bytes(tables: Sequence[fits.BinTableHDU]) -> bytes:
     with _quiet_cards():
         hdulist = fits.HDUList([fits.PrimaryHDU(), *tables])
         hdulist.writeto(whole, checksum=True)
-        n_primary = len(_header_bytes(hdulist[0].header))
-    return whole.getvalue()[n_primary:]
+    return whole.getvalue()[hdulist[0].filebytes() :]
 
 
 # ---- checksums (FITS standard 4.0, appendix J) -----------------------------------------------------------
 
 
-def _with_checksums(header: fits.Header, datasum: int) -> fits.Header:
-    """Return a copy of a header with DATASUM and CHECKSUM filled in; `datasum` is the sum of the data words."""
+def _with_checksums(header: fits.Header, datasum: int, length: int) -> bytes:
+    """Return a header of so many bytes with DATASUM and CHECKSUM; `datasum` is the sum of the data words."""
     done = header.copy()
     done["DATASUM"] = str(datasum)
     done["CHECKSUM"] = "0" * 16
-    words = np.frombuffer(_header_bytes(done), dtype=">u4")
+    words = np.frombuffer(_header_bytes(done, length), dtype=">u4")
     total = _folded(int(words.sum(dtype=np.uint64)) + datasum)
     done["CHECKSUM"] = _checksum_text(total ^ _WORD)
-    return done
+    return _header_bytes(done, length)
 
 
 def _folded(total: int) -> int:
@@ -483,9 +558,13 @@ def _checksum_text(value: int) -> str:
     return "".join(map(chr, [letters[-1], *letters[:-1]]))
 
 
-def _header_bytes(header: fits.Header) -> bytes:
+def _header_bytes(header: fits.Header, length: int) -> bytes:
+    """Return a header of so many bytes, whole blocks; blank cards bring END into the last of them."""
     with _quiet_cards():
-        return header.tostring().encode("ascii")
+        cards = header.tostring(endcard=False, padding=False).encode("ascii")
+    if len(cards) > length - _CARD:
+        raise ValueError(f"a header of {len(cards) // _CARD} cards does not fit into {length} bytes")
+    return (cards.ljust(length - _BLOCK) + b"END").ljust(length)
 
 
 @contextlib.contextmanager

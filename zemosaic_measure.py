@@ -154,7 +154,8 @@ def _clean_planes(raw: np.ndarray, bayer: str) -> tuple[_Planes, np.ndarray, np.
             return _Planes(values, 1, ((0.0, 0.0),) * n, (1.0,) * n, values), sky, noise
         means, peaks = binned(values)
         return _Planes(means, 2, ((0.5, 0.5),) * n, (2.0,) * n, peaks, _BLUR_OF_MEANS_PX2), sky, noise
-    sky, noise = np.transpose([sky_and_noise(plane) for plane in half_planes(raw[0], bayer)])
+    levels = [sky_and_noise(plane) for plane in half_planes(raw[0], bayer)]
+    sky, noise = np.ascontiguousarray(np.transpose(levels))  # one type, one compiled form of the loops
     noise[1] *= np.sqrt(2.0)  # half_planes averages the two greens
     colours = bayer_colours(bayer)
     clean = replace_isolated(raw[0].astype(np.float32), colours, sky, noise, ISOLATED_SIGMA)

@@ -12,9 +12,11 @@ import json
 import platform
 import warnings
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, fields
 from datetime import UTC, datetime
+from functools import cached_property
 from importlib import metadata
 from pathlib import Path
 
@@ -24,7 +26,15 @@ from astropy.io import fits
 from astropy.time import Time
 from erfa import ErfaError, ErfaWarning
 
-from zemosaic_fits_products import ImageStream, read_product_header, read_rows, write_hdus, write_png, write_text
+from zemosaic_fits_products import (
+    ImageStream,
+    encode_picture,
+    read_product_header,
+    read_rows,
+    write_bytes,
+    write_hdus,
+    write_text,
+)
 from zemosaic_preview import MAX_PREVIEW_PX, shrink_factor, shrink_rows, stretch, to_uint16
 from zemosaic_reproject import Canvas
 from zemosaic_stack_core import StackResult
@@ -37,6 +47,12 @@ COLOURED = frozenset({"sky", "noise", "gain", "offset", "weight", "gradient_x", 
 
 COLOURS = "rgb"
 _BAND_SAMPLES = 8_000_000  # of an image in memory while it is shrunk
+_CARDS = 71  # room of a product's header: two blocks; it has about 50 cards
+_CONTENTS = {
+    "image": ("adu", "as the frames, scaled by the match"),
+    "weight": ("", "sum of the weights of the samples"),
+    "coverage": ("count", "frames after rejection"),
+}
 _LONGEST_EXPOSURE_S = 86400.0
 
 
@@ -199,6 +215,11 @@ class RunSummary:
         """Rows of the frames in the mosaic."""
         return [row for row in self.rows if row.used]
 
+    @cached_property
+    def span(self) -> tuple[Time, Time] | None:
+        """Start of the first and end of the last exposure, None if no frame has a readable date."""
+        return _span_of(self.used)
+
     @property
     def digest(self) -> str:
         """Short digest of the settings and of every frame's part in the mosaic."""
@@ -227,7 +248,7 @@ def product_header(summary: RunSummary, *, unit: str, what: str) -> fits.Header:
         header["EXPTIME"] = (float(np.median(exposures)), "[s] median exposure of a frame")
         header["LIVETIME"] = (float(np.sum(exposures)), "[s] exposure of all frames together")
         header["TOTALEXP"] = (float(np.sum(exposures)), "[s] exposure of all frames together")
-    _add_times(header, used)
+    _add_times(header, summary.span)
     if np.isfinite(summary.saturation):
         header["SATURATE"] = (summary.saturation, "level at which the frames saturate")
     _add_common_text(header, used)
@@ -272,17 +293,10 @@ def canvas_header(canvas: Canvas) -> fits.Header:
     return header
 
 
-def _add_times(header: fits.Header, used: list[LedgerRow]) -> None:
-    """Write the span of the observations; frames without a readable date say nothing."""
-    starts = []
-    for row in used:
-        moments = _start_and_end(row)
-        if moments is not None:
-            starts.append(moments)
-    if not starts:
+def _add_times(header: fits.Header, span: tuple[Time, Time] | None) -> None:
+    if span is None:
         return
-    first = min(start for start, _ in starts)
-    last = max(end for _, end in starts)
+    first, last = span
     header["DATE-OBS"] = (first.isot, "start of the first exposure")
     header["DATE-BEG"] = (first.isot, "start of the first exposure")
     header["DATE-END"] = (last.isot, "end of the last exposure")
@@ -290,16 +304,28 @@ def _add_times(header: fits.Header, used: list[LedgerRow]) -> None:
     header["EXPEND"] = (last.jd, "[JD] end of the last exposure")
 
 
-def _start_and_end(row: LedgerRow) -> tuple[Time, Time] | None:
-    """Return when a frame's exposure began and ended, None if its times make no sense."""
+def _span_of(rows: list[LedgerRow]) -> tuple[Time, Time] | None:
+    """Return the start of the first and the end of the last exposure; times that make no sense say nothing."""
+    if not rows:
+        return None
+    try:
+        starts, ends = _starts_and_ends(rows)
+    except (ValueError, ErfaError, ErfaWarning):
+        if len(rows) == 1:
+            return None
+        # One row spoils the list, or the rows write their dates in different ways: parse one by one.
+        spans = [span for span in (_span_of([row]) for row in rows) if span is not None]
+        return (min(start for start, _ in spans), max(end for _, end in spans)) if spans else None
+    return starts.min(), ends.max()
+
+
+def _starts_and_ends(rows: list[LedgerRow]) -> tuple[Time, Time]:
+    """Return when the exposures of some rows began and ended, to the millisecond."""
     with warnings.catch_warnings():
         warnings.simplefilter("error", ErfaWarning)
-        try:
-            start = Time(row.date_obs, scale="utc")
-            end = start + min(row.exptime_s or 0.0, _LONGEST_EXPOSURE_S) * u.s
-            return start, Time(end.isot, scale="utc")
-        except (ValueError, ErfaError, ErfaWarning):
-            return None
+        starts = Time([row.date_obs for row in rows], scale="utc")
+        exposures = np.array([min(row.exptime_s or 0.0, _LONGEST_EXPOSURE_S) for row in rows])
+        return starts, Time((starts + exposures * u.s).isot, scale="utc")
 
 
 def _add_common_text(header: fits.Header, used: list[LedgerRow]) -> None:
@@ -362,29 +388,27 @@ def _planar(array: np.ndarray) -> np.ndarray:
 
 
 @contextmanager
-def open_products(paths: ProductPaths, summary: RunSummary) -> Iterator[dict[str, ImageStream]]:
-    """Open the full-canvas products for writing; they appear, complete, when the block ends without error."""
-    shape = summary.canvas.shape
-    full = (summary.n_channels, *shape) if summary.n_channels > 1 else shape
+def open_products(
+    paths: ProductPaths, shape: tuple[int, int], n_channels: int
+) -> Iterator[dict[str, ImageStream]]:
+    """Open the full-canvas products for writing; those that `finish_products` did not finish are removed.
+
+    Raises
+    ------
+    OutputError
+        If a file cannot be made, or the disk has no room for them.
+    """
+    full = (n_channels, *shape) if n_channels > 1 else shape
     wanted = {
-        "image": (paths.mosaic, np.float32, "adu", "as the frames, scaled by the match"),
-        "weight": (paths.weight, np.float32, "", "sum of the weights of the samples"),
-        "coverage": (paths.coverage, np.int32, "count", "frames after rejection"),
+        "image": (paths.mosaic, np.float32),
+        "weight": (paths.weight, np.float32),
+        "coverage": (paths.coverage, np.int32),
     }
     with ExitStack() as stack:
-        streams = {}
-        for name, (path, dtype, unit, what) in wanted.items():
-            header = product_header(summary, unit=unit, what=what)
-            streams[name] = stack.enter_context(ImageStream(path, header, full, dtype))
-        yield streams
-        streams["image"].close([inputs_table(summary)])
-
-
-def write_pictures(paths: ProductPaths, summary: RunSummary, *, uint16: bool, legacy: bool) -> None:
-    """Write the preview and, if asked for, the 16-bit viewer file, from the finished mosaic."""
-    write_png(paths.preview, stretch(shrunk_image(paths.mosaic)))
-    if uint16:
-        _write_viewer(paths, summary, legacy)
+        yield {
+            name: stack.enter_context(ImageStream(path, full, dtype, n_cards=_CARDS))
+            for name, (path, dtype) in wanted.items()
+        }
 
 
 def shrunk_image(path: Path, max_px: int = MAX_PREVIEW_PX) -> np.ndarray:
@@ -409,7 +433,41 @@ def shrunk_image(path: Path, max_px: int = MAX_PREVIEW_PX) -> np.ndarray:
     return np.concatenate(bands, axis=1)
 
 
-def _write_viewer(paths: ProductPaths, summary: RunSummary, legacy: bool) -> None:
+def finish_products(
+    paths: ProductPaths, streams: dict[str, ImageStream], summary: RunSummary, picture: np.ndarray
+) -> None:
+    """Complete the full-canvas products and the preview; they appear when all of them are ready.
+
+    Parameters
+    ----------
+    paths : ProductPaths
+    streams : dict
+        Products of `open_products` with all their pixels.
+    summary : RunSummary
+    picture : ndarray, shape (c, ny, nx), float32
+        Means of blocks of the mosaic.
+
+    Raises
+    ------
+    OutputError
+        If the disk refuses, or pixels are missing.
+    """
+    for name, stream in streams.items():
+        unit, what = _CONTENTS[name]
+        tables = [inputs_table(summary)] if name == "image" else []
+        stream.complete(product_header(summary, unit=unit, what=what), tables)
+    with ThreadPoolExecutor(len(streams)) as threads:  # the disk works while the picture is drawn
+        flushed = [threads.submit(stream.flush) for stream in streams.values()]
+        preview = encode_picture(stretch(picture), "PNG", compress_level=1)
+    for flush in flushed:
+        flush.result()
+    for stream in streams.values():
+        stream.close()
+    write_bytes(paths.preview, preview)
+
+
+def write_viewer(paths: ProductPaths, summary: RunSummary, *, legacy: bool) -> None:
+    """Write the 16-bit version of the finished mosaic."""
     rows = read_rows(paths.mosaic, 0, summary.canvas.shape[0])
     header = product_header(summary, unit="adu", what="rounded and clipped to 16 bits; 0 = no data")
     if summary.n_channels == 3 and not legacy:

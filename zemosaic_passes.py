@@ -23,7 +23,8 @@ logger = logging.getLogger("ZeMosaicWorker.passes")
 
 NOTHING: Mapping[str, str] = MappingProxyType({})
 
-_MEASURE_BATCH = 4
+_MOST_IN_A_BATCH = 4
+_BATCHES_A_WORKER = 10
 
 _MeasureTask = tuple[list[FrameRecord], Canvas, int, int]
 
@@ -93,7 +94,9 @@ def measure_all(
         If no frame is left.
     """
     cell_px = cell_size_px([record.header.shape for record in records])
-    batches = [records[k : k + _MEASURE_BATCH] for k in range(0, len(records), _MEASURE_BATCH)]
+    # Few in a batch of a small run, so that all workers end together.
+    size = min(max(1, len(records) // (_BATCHES_A_WORKER * pool.n_workers)), _MOST_IN_A_BATCH)
+    batches = [records[k : k + size] for k in range(0, len(records), size)]
     progress = book.progress("measure")
     progress(0, len(records))
     measured: list[MeasuredFrame] = []

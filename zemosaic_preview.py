@@ -69,10 +69,13 @@ def stretch(image: np.ndarray) -> np.ndarray:
     curve = np.arcsinh(np.arange(_CURVE_STEPS + 1) / _CURVE_STEPS / softening) / np.arcsinh(1.0 / softening)
     curve = np.rint(255.0 * curve).astype(np.uint8)
     rgba = np.zeros((*image.shape[1:], 4), dtype=np.uint8)
-    for channel in range(3):
-        k = channel if len(image) == 3 else 0
-        scaled = (image[k] - np.float32(black[k])) * np.float32(_CURVE_STEPS / span)
-        rgba[..., channel] = curve[np.clip(np.nan_to_num(scaled), 0, _CURVE_STEPS).astype(np.int32)]
+    for k, plane in enumerate(image):
+        scaled = (plane - np.float32(black[k])) * np.float32(_CURVE_STEPS / span)
+        shade = curve[np.clip(np.nan_to_num(scaled), 0, _CURVE_STEPS).astype(np.int32)]
+        if len(image) == 3:
+            rgba[..., k] = shade
+        else:
+            rgba[..., :3] = shade[..., None]
     rgba[..., 3] = np.where(covered, 255, 0)
     return rgba[::-1]
 

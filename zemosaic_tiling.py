@@ -29,14 +29,21 @@ def cell_length_px(sizes: list[tuple[int, int]], factor: float) -> int:
     return max(_MIN_CELL_PX, round(long_side / factor))
 
 
-def cut_cells(shape: tuple[int, int], length: int) -> list[Rect]:
+def cut_cells(shape: tuple[int, int], length: int, *, step: int = 1) -> list[Rect]:
     """Return disjoint cells of nearly equal size, about `length` a side, that cover a canvas exactly once.
 
-    Cells are in row-major order; their sides differ by at most one pixel, so there are no slivers.
+    Cells are in row-major order and start at multiples of `step`; their sides differ by little more than `step`
+    pixels, so there are no slivers.
     """
-    rows, columns = (np.linspace(0, size, max(1, math.ceil(size / length)) + 1) for size in shape)
-    rows, columns = np.rint(rows).astype(int).tolist(), np.rint(columns).astype(int).tolist()
+    rows, columns = (_edges(size, length, step) for size in shape)
     return [Rect(y0, y1, x0, x1) for y0, y1 in itertools.pairwise(rows) for x0, x1 in itertools.pairwise(columns)]
+
+
+def _edges(size: int, length: int, step: int) -> list[int]:
+    edges = np.linspace(0, size, max(1, math.ceil(size / length)) + 1)
+    edges = np.rint(edges / step).astype(int) * step
+    edges[-1] = size
+    return np.unique(edges).tolist()
 
 
 def frames_of_cells(placements: list[Placement], cells: list[Rect]) -> list[list[int]]:

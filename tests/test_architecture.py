@@ -40,6 +40,7 @@ FLOORS = [
     {"zemosaic_match", "zemosaic_runbook", "zemosaic_report"},
     {"zemosaic_passes", "zemosaic_stack_pool"},
     {"grid_mode"},
+    {"zemosaic_worker_start"},
     {"zemosaic_synthetic"},
     {"zemosaic_truth_ideal"},
     {"zemosaic_truth_rejection"},

@@ -564,7 +564,7 @@ def test_a_disk_that_takes_no_tile_ends_with_a_clear_error(frames, tmp_path):
         capture_output=True,
         text=True,
         cwd=tmp_path,
-        preexec_fn=limited_to(150_000),
+        preexec_fn=limited_to(300_000),  # more than a product has, and less than a tile
     )
     assert done.returncode == 1
     assert re.search(r"^zemosaic: no tile could be made: .*tile_.*cannot be written: ", done.stderr, re.MULTILINE)
@@ -575,6 +575,17 @@ def test_a_disk_that_takes_no_tile_ends_with_a_clear_error(frames, tmp_path):
     assert half_written(tmp_path) == []
     assert {path.name for path in (tmp_path / "out").rglob("*")} <= {"stack_plan.csv", "zemosaic.log", "tiles"}
     assert fingerprint(frames) == before
+
+
+@posix_only
+@pytest.mark.usefixtures("clean")
+def test_a_disk_without_room_for_the_products_is_told_before_a_tile_is_made(frames, tmp_path):
+    command = [*GRID, frames, tmp_path / "out", "--workers", "1"]
+    limits = {"cwd": tmp_path, "preexec_fn": limited_to(150_000)}
+    done = subprocess.run(command, capture_output=True, text=True, **limits)
+    assert done.returncode == 1
+    assert re.search(r"^zemosaic: .*mosaic_grid.fits cannot be written: File too large", done.stderr, re.MULTILINE)
+    assert {path.name for path in (tmp_path / "out").rglob("*")} == {"stack_plan.csv", "zemosaic.log"}
 
 
 IN_A_SMALL_DISK = """
@@ -677,21 +688,39 @@ def test_a_run_without_one_tile_is_an_error_and_keeps_the_earlier_mosaic(frames,
     assert (out / "mosaic_grid.fits").read_bytes() == b"earlier"
 
 
-def test_a_tile_that_is_damaged_before_it_is_assembled_leaves_a_hole(frames, clean, tmp_path):
-    path = tmp_path / "out" / "tiles" / "tile_0002.fits"
-    damage = on_first(PhaseProgress, lambda _event: os.truncate(path, 100_000), phase="assemble")
-    run = Attempt(frames, tmp_path / "out", listener=damage)
-    check_hole(run, clean)
-    assert "cannot be read" in run.result.failed_tiles[0].reason
+MOMENTS = {
+    "before the first tile": (PhaseProgress, {"phase": "stack"}, "no tile could be made: "),
+    "after the first tile": (TileDone, {}, ""),
+    "after the last tile": (PhaseProgress, {"phase": "assemble"}, ""),
+}
 
 
-@pytest.mark.parametrize("phase", ["stack", "assemble"])
-def test_a_run_that_loses_all_it_had_is_an_error_and_makes_no_mosaic(raw, tmp_path, phase):
+@posix_only
+@pytest.mark.parametrize("moment", MOMENTS)
+@pytest.mark.parametrize("name", ["mosaic_grid.fits", "mosaic_grid_coverage.fits"])
+def test_a_product_that_is_taken_away_while_it_is_made_is_an_error_and_leaves_nothing(
+    frames, tmp_path, moment, name
+):
+    kind, fields, said = MOMENTS[moment]
+
+    def take_away(_event):
+        (part,) = (tmp_path / "out").glob(f".{name}.*.part")
+        part.unlink()
+
+    run = Attempt(frames, tmp_path / "out", listener=on_first(kind, take_away, **fields))
+    assert isinstance(run.error, OutputError)
+    assert re.match(rf"{said}.*{re.escape(name)} cannot be written: .*\.part was removed", str(run.error))
+    assert run.finish is FinishReason.ERROR
+    assert not list(run.paths.folder.glob("mosaic_grid*"))
+    assert half_written(tmp_path) == []
+
+
+def test_a_run_that_loses_all_it_had_is_an_error_and_makes_no_mosaic(raw, tmp_path):
     def lose_all(_event):
-        for path in raw.glob("*.fit") if phase == "stack" else (tmp_path / "out" / "tiles").glob("*.fits"):
+        for path in raw.glob("*.fit"):
             path.unlink()
 
-    lose = on_first(PhaseProgress, lose_all, phase=phase)
+    lose = on_first(PhaseProgress, lose_all, phase="stack")
     run = Attempt(raw, tmp_path / "out", listener=lose, spoils_input=True)
     assert isinstance(run.error, ZeMosaicError)
     assert run.finish is FinishReason.ERROR

@@ -167,6 +167,52 @@ def test_ctrl_c_ends_with_status_130_and_leaves_nothing_behind(frames, tmp_path)
     assert not {name for name in left if name.endswith(".part") or name.startswith("mosaic_grid")}
 
 
+def started(*arguments):
+    """Start the command; return it once the server of its workers runs, with all processes it has started."""
+    full = [sys.executable, "-m", "zemosaic_cli", *map(str, arguments)]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    process = subprocess.Popen(full, start_new_session=True, **pipes)
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline and process.poll() is None:
+        children = psutil.Process(process.pid).children(recursive=True)
+        if any("forkserver" in " ".join(child.cmdline()) for child in children):
+            return process, children
+    raise AssertionError(f"no server of workers was started: {process.communicate()}")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere there is no server of workers")
+def test_a_run_that_cannot_start_leaves_no_server_of_workers_behind(tmp_path):
+    process, children = started("grid", tmp_path / "nowhere", tmp_path / "out")
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 2
+    assert errors == f"zemosaic: {tmp_path / 'nowhere'} is not a folder\n"
+    _, alive = psutil.wait_procs(children, timeout=20)
+    assert alive == []
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere there is no server of workers")
+def test_ctrl_c_while_libraries_load_ends_with_status_130_and_leaves_nothing_behind(frames, tmp_path):
+    process, children = started("grid", frames, tmp_path / "out")
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+    _, errors = process.communicate(timeout=60)
+    assert (process.returncode, errors.splitlines()[-1]) == (130, "cancelled")
+    assert "Traceback" not in errors
+    _, alive = psutil.wait_procs(children, timeout=20)
+    assert alive == []
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere there is no server of workers")
+def test_commands_that_make_no_mosaic_start_no_server_of_workers(frames, tmp_path):
+    code = (
+        "import sys, zemosaic_cli; zemosaic_cli.main(sys.argv[1:])\n"
+        "from multiprocessing.forkserver import _forkserver; print(_forkserver._forkserver_pid)"
+    )
+    for arguments in (["config", "path"], ["plan", frames, "--output", tmp_path / "plan.csv"]):
+        full = [sys.executable, "-c", code, *map(str, arguments)]
+        done = subprocess.run(full, capture_output=True, text=True, check=True)
+        assert done.stdout.splitlines()[-1] == "None"
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="terminals of POSIX systems")
 def test_a_terminal_shows_a_bar_with_the_time_left(frames, tmp_path):
     import pty

@@ -8,6 +8,7 @@ import multiprocessing
 import os
 import tracemalloc
 import warnings
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -21,11 +22,11 @@ from zemosaic_fits_io import frame_wcs, pixel_scale_arcsec, read_alpha, read_fra
 from zemosaic_fits_products import (
     ImageStream,
     atomic_path,
+    encode_picture,
     ensure_writable_folder,
     free_bytes,
     write_bytes,
     write_hdus,
-    write_png,
     write_text,
 )
 from zemosaic_types import FrameError, FrameHeader, OutputError, Rect
@@ -871,8 +872,8 @@ def test_bytes_text_and_pictures_are_written_as_given(tmp_path):
     write_bytes(tmp_path / "a.bin", b"\x00\x01")
     write_text(tmp_path / "a.txt", "é\r\nb\n")
     picture = rng().integers(0, 256, (20, 30, 4), dtype=np.uint8)
-    write_png(tmp_path / "a.png", picture)
-    write_png(tmp_path / "grey.png", picture[::2, ::-1, 0])
+    write_bytes(tmp_path / "a.png", encode_picture(picture))
+    write_bytes(tmp_path / "grey.png", encode_picture(picture[::2, ::-1, 0]))
     assert (tmp_path / "a.bin").read_bytes() == b"\x00\x01"
     assert (tmp_path / "a.txt").read_bytes() == "é\r\nb\n".encode()
     with Image.open(tmp_path / "a.png") as image, Image.open(tmp_path / "grey.png") as grey:
@@ -882,11 +883,11 @@ def test_bytes_text_and_pictures_are_written_as_given(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "picture", [np.zeros((2, 2), np.float32), np.zeros((2, 2, 3), np.uint8), np.zeros((0, 2), np.uint8)]
+    "picture", [np.zeros((2, 2), np.float32), np.zeros((2, 2, 5), np.uint8), np.zeros((0, 2), np.uint8)]
 )
 def test_a_picture_of_another_kind_is_refused(tmp_path, picture):
     with pytest.raises(ValueError, match="a picture is uint8"):
-        write_png(tmp_path / "a.png", picture)
+        write_bytes(tmp_path / "a.png", encode_picture(picture))
     assert names(tmp_path) == []
 
 
@@ -977,10 +978,11 @@ def test_every_hdu_that_is_written_has_a_checksum(tmp_path):
 
 
 def write_stream(path, image, blocks, tables=(), header=None):
-    with ImageStream(path, fits.Header() if header is None else header, image.shape, image.dtype) as stream:
+    with ImageStream(path, image.shape, image.dtype) as stream:
         for rect in blocks:
             stream.write(rect.y0, rect.x0, image[..., *rect.slices])
-        stream.close(tables)
+        stream.complete(fits.Header() if header is None else header, tables)
+        stream.close()
 
 
 def cells(shape, height, width):
@@ -994,7 +996,7 @@ def cells(shape, height, width):
 
 def wide_header():
     header = fits.Header(list(tan(OBJECT="M 94", BSCALE=5.0, BLANK=-1, NAXIS=7, EXTEND=False).items()))
-    for line in range(60):
+    for line in range(50):
         header.add_history(f"line {line}")
     return header
 
@@ -1021,7 +1023,7 @@ def test_a_stream_in_any_order_is_the_file_that_astropy_would_write(tmp_path, sh
     expected = fits.PrimaryHDU(image)
     expected.add_checksum()
     assert read_header["DATASUM"] == expected.header["DATASUM"]
-    assert (read_header["OBJECT"], len(read_header["HISTORY"])) == ("M 94", 60)
+    assert (read_header["OBJECT"], len(read_header["HISTORY"])) == ("M 94", 50)
     assert "BSCALE" not in read_header
     assert ("BLANK" in read_header) == (dtype == np.int32)
     data = len(files[0]) - (-(-image.nbytes // 2880) * 2880)
@@ -1059,7 +1061,7 @@ def test_a_stream_that_is_broken_off_leaves_nothing(tmp_path):
     path.write_text("old")
 
     def break_off():
-        with ImageStream(path, fits.Header(), image.shape, image.dtype) as stream:
+        with ImageStream(path, image.shape, image.dtype) as stream:
             stream.write(0, 0, image[:10])
             assert len(names(tmp_path)) == 2
             raise RuntimeError("stop")
@@ -1067,14 +1069,15 @@ def test_a_stream_that_is_broken_off_leaves_nothing(tmp_path):
     with pytest.raises(RuntimeError, match="stop"):
         break_off()
     assert (names(tmp_path), path.read_text()) == (["a.fits"], "old")
-    stream = ImageStream(path, fits.Header(), image.shape, image.dtype)
+    stream = ImageStream(path, image.shape, image.dtype)
     stream.abort()
     stream.abort()
     assert (names(tmp_path), path.read_text()) == (["a.fits"], "old")
     with pytest.raises(ValueError, match="closed"):
         stream.write(0, 0, image)
-    with pytest.raises(ValueError, match="closed"):
-        stream.close()
+    for late in (stream.close, lambda: stream.complete(fits.Header())):
+        with pytest.raises(ValueError, match="closed"):
+            late()
 
 
 def test_a_stream_with_missing_or_repeated_pixels_is_refused(tmp_path):
@@ -1085,15 +1088,71 @@ def test_a_stream_with_missing_or_repeated_pixels_is_refused(tmp_path):
     assert names(tmp_path) == []
 
 
-def test_a_stream_is_closed_at_the_end_of_its_block(tmp_path):
-    with ImageStream(tmp_path / "a.fits", fits.Header(), (4, 5), np.float32) as stream:
-        stream.write(0, 0, np.arange(20.0).reshape(4, 5))
-        assert "a.fits" not in names(tmp_path)
-    np.testing.assert_array_equal(checked(tmp_path / "a.fits")[0][1], np.arange(20.0).reshape(4, 5))
+def test_a_stream_that_is_not_closed_in_its_block_leaves_nothing(tmp_path):
+    image = np.ones((4, 5), dtype=np.float32)
+    for steps in range(3):
+        with ImageStream(tmp_path / "a.fits", image.shape, image.dtype) as stream:
+            stream.write(0, 0, image)
+            if steps == 1:
+                with pytest.raises(ValueError, match="not complete"):
+                    stream.close()
+            if steps == 2:
+                stream.complete(fits.Header())
+        assert names(tmp_path) == []
+
+
+def test_a_header_stays_within_its_room_whose_rest_is_blank(tmp_path):
+    image = np.arange(20, dtype=np.int32).reshape(4, 5)
+    files = []
+    for n_cards in (35, 36, 107):
+        with ImageStream(tmp_path / "a.fits", image.shape, image.dtype, n_cards=n_cards) as stream:
+            stream.write(0, 0, image)
+            stream.complete(fits.Header([("OBJECT", "M 94")]))
+            stream.close()
+        ((header, read),) = checked(tmp_path / "a.fits")
+        assert header["OBJECT"] == "M 94"
+        np.testing.assert_array_equal(read, image)
+        files.append((tmp_path / "a.fits").stat().st_size // 2880)
+    assert files == [2, 3, 4]
+    with ImageStream(tmp_path / "b.fits", image.shape, image.dtype, n_cards=35) as stream:
+        stream.write(0, 0, image)
+        with pytest.raises(ValueError, match="does not fit"):
+            stream.complete(wide_header())
+    assert names(tmp_path) == ["a.fits"]
+
+
+def write_part(place, rect, image):
+    """Run in a process of its own; a part that was not told may be written once more."""
+    place.write(rect.y0, rect.x0, np.zeros_like(image[..., *rect.slices]))
+    return place.write(rect.y0, rect.x0, image[..., *rect.slices])
+
+
+def test_other_processes_write_the_same_file_and_each_part_counts_once(tmp_path):
+    image = (rng().normal(size=(3, 37, 53)) * 1e6).astype(np.float32)
+    write_stream(tmp_path / "alone.fits", image, cells(image.shape, 37, 53))
+    blocks = cells(image.shape, 20, 30)
+    with ImageStream(tmp_path / "together.fits", image.shape, image.dtype) as stream:
+        with ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("spawn")) as pool:
+            for written in pool.map(write_part, [stream.place] * len(blocks), blocks, [image] * len(blocks)):
+                stream.add(written)
+        stream.complete(fits.Header())
+        stream.close()
+    assert (tmp_path / "together.fits").read_bytes() == (tmp_path / "alone.fits").read_bytes()
+
+
+def test_a_part_that_finds_no_file_is_an_error_and_makes_none(tmp_path):
+    with ImageStream(tmp_path / "a.fits", (4, 5), np.float32) as stream:
+        place = stream.place
+        place.temp.unlink()
+        with pytest.raises(OutputError, match=r"a.fits cannot be written: \.a\.fits\.\d+\.part was removed"):
+            place.write(0, 0, np.zeros((4, 5)))
+        with pytest.raises(OutputError, match="was removed"):
+            stream.write(0, 0, np.zeros((4, 5)))
+    assert names(tmp_path) == []
 
 
 def test_blocks_that_do_not_fit_and_other_dtypes_are_refused(tmp_path):
-    with ImageStream(tmp_path / "a.fits", fits.Header(), (3, 4, 5), np.int32) as stream:
+    with ImageStream(tmp_path / "a.fits", (3, 4, 5), np.int32) as stream:
         for y0, x0, block in (
             (0, 0, np.zeros((3, 5, 5), np.int32)),
             (3, 0, np.zeros((3, 2, 5), np.int32)),
@@ -1107,10 +1166,12 @@ def test_blocks_that_do_not_fit_and_other_dtypes_are_refused(tmp_path):
         with pytest.raises(TypeError):
             stream.write(0, 0, np.zeros((3, 4, 5), np.float32))
         stream.write(0, 0, np.full((3, 4, 5), 7, np.uint16))
+        stream.complete(fits.Header())
+        stream.close()
     assert (checked(tmp_path / "a.fits")[0][1] == 7).all()
     for shape, dtype in (((4, 5), np.float64), ((4, 5), np.uint16), ((5,), np.float32), ((0, 5), np.float32)):
         with pytest.raises(ValueError, match="a streamed image is"):
-            ImageStream(tmp_path / "b.fits", fits.Header(), shape, dtype)
+            ImageStream(tmp_path / "b.fits", shape, dtype)
 
 
 # ---- the disk --------------------------------------------------------------------------------------------
@@ -1127,9 +1188,11 @@ def write_beyond_the_limit(folder, kind):
     attempts = {
         "bytes": lambda path: write_bytes(path, bytes(200_000)),
         "hdus": lambda path: write_hdus(path, fits.HDUList([fits.PrimaryHDU(image)])),
-        "stream": lambda path: ImageStream(path, fits.Header(), image.shape, image.dtype),
+        "stream": lambda path: ImageStream(path, image.shape, image.dtype),
         "tables": lambda path: write_stream(path, small, [Rect(0, 20, 0, 30)], [big]),
-        "png": lambda path: write_png(path, rng().integers(0, 256, (300, 300, 4), dtype=np.uint8)),
+        "png": lambda path: write_bytes(
+            path, encode_picture(rng().integers(0, 256, (300, 300, 4), dtype=np.uint8))
+        ),
     }
     path = folder / "product"
     path.write_text("old")
@@ -1157,7 +1220,7 @@ def test_a_full_disk_is_named_with_what_is_needed_and_what_is_free(tmp_path, mon
     with pytest.raises(
         OutputError, match=r"a.fits cannot be written: the disk is full: 4.0 MB needed, [0-9.]+ .B free"
     ):
-        ImageStream(tmp_path / "a.fits", fits.Header(), image.shape, image.dtype)
+        ImageStream(tmp_path / "a.fits", image.shape, image.dtype)
     with pytest.raises(OutputError, match=r"the disk is full: 4.0 MB needed"):
         write_hdus(tmp_path / "a.fits", fits.HDUList([fits.PrimaryHDU(image)]))
 
@@ -1174,7 +1237,7 @@ def test_a_full_disk_is_named_with_what_is_needed_and_what_is_free(tmp_path, mon
 def test_an_image_larger_than_the_disk_is_refused_at_the_start(tmp_path):
     side = int((free_bytes(tmp_path) // 4 + 10**9) ** 0.5)
     with pytest.raises(OutputError, match="the disk is full"):
-        ImageStream(tmp_path / "a.fits", fits.Header(), (side, side), np.float32)
+        ImageStream(tmp_path / "a.fits", (side, side), np.float32)
     assert names(tmp_path) == []
 
 

@@ -33,6 +33,20 @@ def test_cells_are_of_one_size_without_slivers(size):
     assert max(heights) <= 641
 
 
+@pytest.mark.parametrize("step", [2, 5, 32])
+@pytest.mark.parametrize("shape", [(2406, 3278), (65, 40000), (3, 70)])
+def test_cells_that_start_at_multiples_of_a_step_cover_the_canvas_too(shape, step):
+    cells = cut_cells(shape, 640, step=step)
+    filled = np.zeros(shape, dtype=int)
+    for cell in cells:
+        assert (cell.y0 % step, cell.x0 % step) == (0, 0)
+        assert not cell.empty
+        filled[cell.slices] += 1
+    assert (filled == 1).all()
+    widths = [cell.shape[1] for cell in cells]
+    assert max(widths) - min(widths) <= 2 * step
+
+
 def test_the_cell_length_follows_the_frames_and_the_factor():
     sizes = [(1080, 1920)] * 5 + [(2160, 3840)] * 2
     assert cell_length_px(sizes, 1.0) == 1920
