@@ -2,10 +2,10 @@
 
 One robust, weighted least-squares problem over all detections of all frames. Unknown are a similarity for each
 frame (shift, rotation, scale) and the true position of each star; the latter are eliminated, so the cost of the
-normal equations grows with the detections and not with the pairs of frames. They are solved by conjugate gradients
-without forming their matrix. A weak prior holds every frame where its own WCS puts it: it pins what the stars leave
-open, the common shift, rotation and scale of each group of frames, and keeps errors from adding up along a row of
-panels.
+normal equations grows with the detections and not with the pairs of frames. They are solved by conjugate
+gradients without forming their matrix. A weak prior holds every frame where its own WCS puts it: it pins what the
+stars leave open, the common shift, rotation and scale of each group of frames, and keeps errors from adding up
+along a row of panels.
 
 Frames that are far off are found before that from the offsets at which the stars of overlapping pairs coincide.
 """
@@ -40,6 +40,7 @@ _RAYLEIGH_MEDIAN = 1.1774100225154747
 _LEAST_SCALE = 0.3
 _ROUGH, _FINE, _MOST_STEPS = 1e-5, 1e-10, 3000
 _MIN_VOTES = 5
+_MOST_BY_CHANCE = 0.5
 _MOST_UNDECIDED = 2000
 _DIFFERENCE_ROUNDS = 20
 # The least F ratio (variance explained a parameter over what is left) that is no noise.
@@ -76,9 +77,10 @@ class Detections:
         """Number of frames."""
         return len(self.centre)
 
-    def moved(self, shift: np.ndarray) -> np.ndarray:
-        """Return positions (d, 2) with each frame moved by its row of `shift` (n, 2)."""
-        return np.column_stack([self.x, self.y]) + shift[self.frame]
+    def only(self, chosen: np.ndarray) -> Detections:
+        """Return the detections that `chosen` (d,) marks, of the same frames."""
+        parts = (values[chosen] for values in (self.frame, self.x, self.y, self.sigma))
+        return Detections(*parts, self.centre, self.radius)
 
 
 @dataclass(frozen=True)
@@ -97,8 +99,8 @@ class Alignment:
     n_common : ndarray, shape (n,), int64
         Detections of each frame that other frames show.
     before, after : ndarray, shape (n,), float64
-        Root mean square distance (px) of a frame's stars from where the other frames see them, by their own WCS and
-        corrected; NaN without common stars.
+        Root mean square distance (px) of a frame's stars from where the other frames see them, by their own WCS
+        and corrected; NaN without common stars.
     gain_px : float
         How much of the distance, along an axis and in quadrature, the correction takes away beyond what as many
         free parameters would take of noise alone; 0 if it brings nothing.
@@ -133,13 +135,18 @@ class Offsets:
         What must be added to a frame's positions (x, y), px; 0 where nothing is known.
     witnesses : ndarray, shape (n,), int64
         Neighbours within `MAX_CORRECTION_PX` of their place whose stars say so.
-    undecided : tuple of ndarray
-        Groups of frames that contradict each other without a majority; their `shift` is 0.
+    undecided : tuple of (ndarray, float)
+        Groups of frames that contradict each other without a majority, and how far apart they are, px; their
+        `shift` is 0.
+    trusted : ndarray of bool, shape (n,)
+        Frames whose stars may be matched where they are: a neighbour confirms them, or they have so few stars that
+        chance makes none coincide.
     """
 
     shift: np.ndarray
     witnesses: np.ndarray
-    undecided: tuple[np.ndarray, ...]
+    undecided: tuple[tuple[np.ndarray, float], ...]
+    trusted: np.ndarray
 
     @property
     def wrong(self) -> np.ndarray:
@@ -182,28 +189,33 @@ def find_offsets(detections: Detections, pairs: np.ndarray) -> Offsets:
         Frames whose footprints overlap (first < second), or enough of them.
     """
     n = detections.n_frames
-    edges, offset, votes = _coinciding_pairs(detections, pairs)
-    shift = _solve_shifts(n, edges, offset, votes)
+    found = _pair_offsets(detections, pairs)
+    votes, chance = found[:, 2], found[:, 3]
+    # The largest of hundreds of places: Poisson noise has five standard deviations to try.
+    clear = (votes >= _MIN_VOTES) & (votes > chance + 5.0 * np.sqrt(chance) + 3.0)
+    edges = pairs[clear]
+    shift = _solve_shifts(n, edges, found[clear, :2], votes[clear])
     graph = coo_matrix((np.ones(len(edges)), (edges[:, 0], edges[:, 1])), shape=(n, n))
     group = connected_components(graph, directed=False)[1]
     shift, undecided = _settle_groups(shift, group)
     near = np.hypot(*shift.T) <= MAX_CORRECTION_PX
     witnesses = np.bincount(edges[near[edges[:, 1]], 0], minlength=n)
     witnesses += np.bincount(edges[near[edges[:, 0]], 1], minlength=n)
-    return Offsets(shift, witnesses, undecided)
+    by_chance = np.bincount(pairs.ravel(), np.repeat(chance, 2), minlength=n)
+    trusted = (witnesses > 0) | (by_chance < _MOST_BY_CHANCE)
+    for members, _ in undecided:
+        trusted[members] = False
+    return Offsets(shift, witnesses, undecided, trusted)
 
 
-def _coinciding_pairs(detections: Detections, pairs: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return the pairs that coincide beyond chance at some offset, that offset (p, 2) and the stars that do."""
+def _pair_offsets(detections: Detections, pairs: np.ndarray) -> np.ndarray:
+    """Return offset (x, y), coinciding stars and those by chance of each pair, (p, 4)."""
     order = np.lexsort((detections.y, detections.frame))
     start = np.searchsorted(detections.frame, np.arange(detections.n_frames + 1))
     found = np.empty((len(pairs), 4))
     pairs = np.ascontiguousarray(pairs, dtype=np.int64)
     kernels.pair_offsets(pairs, start, detections.x[order], detections.y[order], SEARCH_PX, found)
-    votes, chance = found[:, 2], found[:, 3]
-    # The largest of hundreds of places: Poisson noise has five standard deviations to try.
-    clear = (votes >= _MIN_VOTES) & (votes > chance + 5.0 * np.sqrt(chance) + 3.0)
-    return pairs[clear], found[clear, :2], votes[clear]
+    return found
 
 
 def _solve_shifts(n: int, edges: np.ndarray, offset: np.ndarray, votes: np.ndarray) -> np.ndarray:
@@ -229,7 +241,7 @@ def _solve_shifts(n: int, edges: np.ndarray, offset: np.ndarray, votes: np.ndarr
     return shift
 
 
-def _settle_groups(shift: np.ndarray, group: np.ndarray) -> tuple[np.ndarray, tuple[np.ndarray, ...]]:
+def _settle_groups(shift: np.ndarray, group: np.ndarray) -> tuple[np.ndarray, tuple]:
     """Put each group where most of its frames need no shift; return also the groups where no place has most."""
     settled, undecided = np.zeros_like(shift), []
     order = np.argsort(group, kind="stable")
@@ -238,7 +250,7 @@ def _settle_groups(shift: np.ndarray, group: np.ndarray) -> tuple[np.ndarray, tu
             continue
         place = _place_of_most(shift[members])
         if place is None:
-            undecided.append(members)
+            undecided.append((members, float(np.hypot(*np.ptp(shift[members], axis=0)))))
         else:
             settled[members] = shift[members] - place
     return settled, tuple(undecided)
@@ -263,11 +275,11 @@ def _place_of_most(shift: np.ndarray) -> np.ndarray | None:
 
 
 def match_stars(positions: np.ndarray, frame: np.ndarray, radius: float) -> np.ndarray:
-    """Return the number of the star that each detection belongs to; -1 if no other frame shows it, or it is unclear.
+    """Return the number of each detection's star; -1 if no other frame shows it, or it is not clear.
 
     Where the detections are densest in cells of `radius`, there is a star; a detection belongs to the nearest one
-    within `radius`. Two detections of one frame that claim one star are both left out. No frame is a reference, and
-    the order of the frames does not matter.
+    within `radius`. Two detections of one frame that claim one star are both left out. No frame is a reference,
+    and the order of the frames does not matter.
 
     Parameters
     ----------
@@ -373,8 +385,8 @@ def _corrected(detections: Detections, correction: np.ndarray) -> np.ndarray:
 class _System:
     """The equations of the detections that belong to a star.
 
-    `offset` (m, 2) are positions less those of their star, `u` and `v` (m,) the star's place in the frame in units of
-    the frame's radius: the same for all frames, so that a common motion changes no residual.
+    `offset` (m, 2) are positions less those of their star, `u` and `v` (m,) the star's place in the frame in units
+    of the frame's radius; that place is the same for all frames, so that a common motion changes no residual.
     """
 
     used: np.ndarray
@@ -530,7 +542,9 @@ def _judged(detections: Detections, system: _System, correction: np.ndarray, wei
     return Alignment(correction, all_star, all_weight, common, *rms, gain)
 
 
-def _gain_px(system: _System, share: np.ndarray, others: np.ndarray, before: np.ndarray, after: np.ndarray) -> float:
+def _gain_px(
+    system: _System, share: np.ndarray, others: np.ndarray, before: np.ndarray, after: np.ndarray
+) -> float:
     """Return how much less scattered the positions are, in quadrature and along an axis, beyond what is fitted."""
     seen = share > 0.0
     if not seen.any():

@@ -114,6 +114,7 @@ class LedgerRow:
     gain: tuple[float, ...] = ()
     offset: tuple[float, ...] = ()
     weight: tuple[float, ...] = ()
+    align_residual_px: float | None = None
     group: int | None = None
     gain_group: int | None = None
     n_tiles: int = 0
