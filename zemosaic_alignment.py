@@ -37,7 +37,7 @@ _PRIOR_PX, _PRIOR_HUBER_PX = 1.0, 0.5
 _HUBER, _TUKEY = 1.5, 6.0
 _HUBER_ROUNDS, _TUKEY_ROUNDS = 3, 4
 _RAYLEIGH_MEDIAN = 1.1774100225154747
-_LEAST_SCALE = 0.3
+_LEAST_SCALE, _LEAST_SHARE = 0.3, 1e-3
 _ROUGH, _FINE, _MOST_STEPS = 1e-5, 1e-10, 3000
 _MIN_VOTES = 5
 _MOST_BY_CHANCE = 0.5
@@ -482,14 +482,13 @@ def _prior(correction: np.ndarray) -> np.ndarray:
 def _robust_weights(
     system: _System, accuracy: np.ndarray, weight: np.ndarray, correction: np.ndarray, *, huber: bool
 ) -> np.ndarray:
-    distance, others = system.residuals(weight, correction)
+    if weight.size == 0:
+        return weight
+    # Two detections that contradict each other are still compared when both have lost their weight.
+    distance, others = system.residuals(np.maximum(weight, _LEAST_SHARE * accuracy), correction)
     pull = distance * np.sqrt(others) / system.sigma
-    judged = np.isfinite(pull) & (weight > 0.0)
-    if not judged.any():
-        return accuracy
-    scale = max(_LEAST_SCALE, float(np.median(pull[judged])) / _RAYLEIGH_MEDIAN)
-    # A detection without others says nothing, and is free to come back.
-    pull = np.where(np.isfinite(pull), pull, 0.0) / scale
+    judged = weight > 0.0 if weight.any() else np.ones(weight.size, dtype=bool)
+    pull /= max(_LEAST_SCALE, float(np.median(pull[judged])) / _RAYLEIGH_MEDIAN)
     if huber:
         return accuracy * np.minimum(1.0, _HUBER / np.maximum(pull, 1e-12))
     return accuracy * np.square(np.maximum(0.0, 1.0 - np.square(pull / _TUKEY)))
