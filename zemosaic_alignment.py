@@ -13,7 +13,7 @@ Frames that are far off are found before that from the offsets at which the star
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy.sparse import coo_matrix, eye_array
@@ -28,6 +28,8 @@ import zemosaic_alignment_kernels as kernels
 SEARCH_PX = 42.0
 #: A frame that must be moved further than this has a wrong WCS.
 MAX_CORRECTION_PX = 5.0
+#: A frame that gains so much (px along an axis, in quadrature) needs its correction whatever the others need.
+MIN_FRAME_GAIN_PX = 0.3
 #: So many common stars allow a shift, and so many a rotation and a scale too.
 MIN_STARS_SHIFT, MIN_STARS_SIMILARITY = 2, 6
 
@@ -43,8 +45,8 @@ _MIN_VOTES = 5
 _MOST_BY_CHANCE = 0.5
 _MOST_UNDECIDED = 2000
 _DIFFERENCE_ROUNDS = 20
-# The least F ratio (variance explained a parameter over what is left) that is no noise.
-_LEAST_RATIO = 3.0
+# The least F ratio (variance explained a parameter over what is left) that is more than noise.
+_LEAST_RATIO = 4.0
 
 
 @dataclass(frozen=True)
@@ -93,7 +95,7 @@ class Alignment:
         Shift along x and y, scale and rotation, all in px: the latter two at the frame's `Detections.radius`. See
         `displace`.
     star : ndarray, shape (d,), int64
-        Number of the star of each detection; -1 for one that no other frame shows.
+        Number of the star of each detection; -1 for one that no other frame shows, or that is its frame's only one.
     weight : ndarray, shape (d,), float64
         Its weight in the solution; 0 for an outlier.
     n_common : ndarray, shape (n,), int64
@@ -101,9 +103,11 @@ class Alignment:
     before, after : ndarray, shape (n,), float64
         Root mean square distance (px) of a frame's stars from where the other frames see them, by their own WCS
         and corrected; NaN without common stars.
-    gain_px : float
-        How much of the distance, along an axis and in quadrature, the correction takes away beyond what as many
-        free parameters would take of noise alone; 0 if it brings nothing.
+    alone : ndarray of bool, shape (n,)
+        Frames whose stars come closer to those of their corrected neighbours by `MIN_FRAME_GAIN_PX` or more.
+    common_gain_px : float
+        How much of the distance, along an axis and in quadrature, the correction of the other frames takes away
+        beyond what as many free parameters take of noise; 0 if that is nothing.
     """
 
     correction: np.ndarray
@@ -112,7 +116,8 @@ class Alignment:
     n_common: np.ndarray
     before: np.ndarray
     after: np.ndarray
-    gain_px: float
+    alone: np.ndarray
+    common_gain_px: float
 
     @property
     def moved_px(self) -> np.ndarray:
@@ -347,7 +352,11 @@ def _neighbour(key: np.ndarray, step: int) -> np.ndarray:
 
 
 def align(
-    detections: Detections, shift: np.ndarray | None = None, *, between: Callable[[], None] = lambda: None
+    detections: Detections,
+    shift: np.ndarray | None = None,
+    *,
+    held: np.ndarray | None = None,
+    between: Callable[[], None] = lambda: None,
 ) -> Alignment:
     """Solve the corrections of all frames: match the stars, solve, match again with better positions.
 
@@ -356,6 +365,8 @@ def align(
     detections : Detections
     shift : ndarray, shape (n, 2), optional
         What is known of the frames' offsets, to match the stars with (`Offsets.shift`).
+    held : ndarray of bool, shape (n,), optional
+        Frames that are not to be corrected.
     between : callable
         Called between the rounds, to stop a run that was cancelled.
 
@@ -367,11 +378,13 @@ def align(
     correction = np.zeros((detections.n_frames, 4))
     if shift is not None:
         correction[:, :2] = shift
+    if held is not None:
+        correction[held] = 0.0
     for radius in _MATCH_RADII_PX:
         between()
         star = match_stars(_corrected(detections, correction), detections.frame, radius)
-        system = _System.of(detections, star)
-        correction, weight = _solve_robustly(system, correction)
+        star = _of_frames_with(MIN_STARS_SHIFT, star, detections.frame)
+        system, correction, weight = _solve_in_turn(detections, star, held, correction)
     return _judged(detections, system, correction, weight)
 
 
@@ -379,6 +392,36 @@ def _corrected(detections: Detections, correction: np.ndarray) -> np.ndarray:
     f = detections.frame
     x, y = displace(detections.x, detections.y, correction[f].T, detections.centre[f].T, detections.radius[f])
     return np.column_stack([x, y])
+
+
+def _of_frames_with(least: int, star: np.ndarray, frame: np.ndarray) -> np.ndarray:
+    """Return `star` (d,) without the detections of frames that share fewer than `least` stars with the others."""
+    while True:
+        common = np.bincount(frame[star >= 0], minlength=int(frame.max(initial=0)) + 1)
+        few = (star >= 0) & (common[frame] < least)
+        if not few.any():
+            return star
+        star = _renumbered(np.where(few, -1, star))
+
+
+def _solve_in_turn(
+    detections: Detections, star: np.ndarray, held: np.ndarray | None, correction: np.ndarray
+) -> tuple[_System, np.ndarray, np.ndarray]:
+    """Solve the frames with many common stars, then those with few against them.
+
+    A frame that cannot be turned would pin the rotation of all others.
+    """
+    main = _of_frames_with(MIN_STARS_SIMILARITY, star, detections.frame)
+    solved, weight = _solve_robustly(_System.of(detections, main, held), correction)
+    system = _System.of(detections, star, held)
+    if np.array_equal(main, star):
+        return system, solved, weight
+    left = np.bincount(detections.frame[main >= 0], minlength=detections.n_frames) == 0
+    base = np.where(left[:, None], 0.0, solved)
+    offset = system.offset + system.displacements(base)
+    rest = replace(system, free=system.free & left[:, None], offset=offset)
+    solved, weight = _solve_robustly(rest, np.where(left[:, None], correction, 0.0))
+    return system, base + solved, weight
 
 
 @dataclass(frozen=True)
@@ -400,7 +443,7 @@ class _System:
     n_stars: int
 
     @classmethod
-    def of(cls, detections: Detections, star: np.ndarray) -> _System:
+    def of(cls, detections: Detections, star: np.ndarray, held: np.ndarray | None = None) -> _System:
         used = np.flatnonzero(star >= 0)
         frame, star = detections.frame[used], star[used]
         n_stars = int(star.max(initial=-1)) + 1
@@ -409,6 +452,8 @@ class _System:
         u, v = ((place - detections.centre[frame]) / detections.radius[frame, None]).T.copy()
         common = np.bincount(frame, minlength=detections.n_frames)[:, None]
         free = np.repeat([common >= MIN_STARS_SHIFT, common >= MIN_STARS_SIMILARITY], 2, axis=0)[:, :, 0].T
+        if held is not None:
+            free &= ~held[:, None]
         return cls(used, frame, star, u, v, positions - place, detections.sigma[used], free, n_stars)
 
     def displacements(self, correction: np.ndarray) -> np.ndarray:
@@ -442,16 +487,19 @@ class _System:
         return np.where(both, np.moveaxis(np.array(rows), 2, 0), 0.0)
 
     def residuals(self, weight: np.ndarray, correction: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return the distances (m,) from where the other detections put the star, and their share of its weight.
+        """Return distances (m, 2) from where the other detections put the star, and their share of its weight.
 
         NaN and 0 where no other detection has a weight.
         """
         values = self.offset + self.displacements(correction)
-        away = np.hypot(*(values - self.means(weight, values)[self.star]).T)
         total = np.bincount(self.star, weight, minlength=self.n_stars)[self.star]
         others = np.where(total > 0.0, 1.0 - weight / np.where(total > 0.0, total, 1.0), 0.0)
         others[others < 1e-9] = 0.0
-        return np.where(others > 0.0, away / np.where(others > 0.0, others, 1.0), np.nan), others
+        away = values - self.means(weight, values)[self.star]
+        alone = others == 0.0
+        away /= np.where(alone, 1.0, others)[:, None]
+        away[alone] = np.nan
+        return away, others
 
 
 def _means(star: np.ndarray, weight: np.ndarray, values: np.ndarray, n_stars: int) -> np.ndarray:
@@ -485,8 +533,8 @@ def _robust_weights(
     if weight.size == 0:
         return weight
     # Two detections that contradict each other are still compared when both have lost their weight.
-    distance, others = system.residuals(np.maximum(weight, _LEAST_SHARE * accuracy), correction)
-    pull = distance * np.sqrt(others) / system.sigma
+    away, others = system.residuals(np.maximum(weight, _LEAST_SHARE * accuracy), correction)
+    pull = np.hypot(*away.T) * np.sqrt(others) / system.sigma
     judged = weight > 0.0 if weight.any() else np.ones(weight.size, dtype=bool)
     pull /= max(_LEAST_SCALE, float(np.median(pull[judged])) / _RAYLEIGH_MEDIAN)
     if huber:
@@ -523,39 +571,69 @@ def _solve(
 
 
 def _judged(detections: Detections, system: _System, correction: np.ndarray, weight: np.ndarray) -> Alignment:
-    n = detections.n_frames
-    before, others = system.residuals(weight, np.zeros_like(correction))
-    after, _ = system.residuals(weight, correction)
-    seen = (weight > 0.0) & (others > 0.0)
-    share = np.where(seen, weight, 0.0)
+    star, all_weight = np.full(detections.frame.size, -1), np.zeros(detections.frame.size)
+    star[system.used], all_weight[system.used] = system.star, weight
+    return Alignment(
+        correction,
+        star,
+        all_weight,
+        n_common=np.bincount(system.frame, minlength=detections.n_frames),
+        before=_rms(system, weight, np.zeros_like(correction)),
+        after=_rms(system, weight, correction),
+        **_gains(system, weight, correction),
+    )
+
+
+def residual_px(detections: Detections, found: Alignment, correction: np.ndarray) -> np.ndarray:
+    """Return `Alignment.after` (n,) as it is with another correction, such as one of some frames only."""
+    return _rms(_System.of(detections, found.star), found.weight[found.star >= 0], correction)
+
+
+def _rms(system: _System, weight: np.ndarray, correction: np.ndarray) -> np.ndarray:
+    n = len(system.free)
+    away, others = system.residuals(weight, correction)
+    share = np.where(others > 0.0, weight, 0.0)
     total = np.bincount(system.frame, share, minlength=n)
-    with np.errstate(invalid="ignore"):
-        rms = [
-            np.sqrt(np.bincount(system.frame, share * np.where(seen, r, 0.0) ** 2, minlength=n) / total)
-            for r in (before, after)
-        ]
-    all_star, all_weight = np.full(detections.frame.size, -1), np.zeros(detections.frame.size)
-    all_star[system.used], all_weight[system.used] = system.star, weight
-    common = np.bincount(system.frame, minlength=n)
-    gain = _gain_px(system, share, others, before, after)
-    return Alignment(correction, all_star, all_weight, common, *rms, gain)
+    squares = np.bincount(system.frame, share * np.nan_to_num(np.sum(np.square(away), axis=1)), minlength=n)
+    return np.sqrt(np.where(total > 0.0, squares, np.nan) / np.where(total > 0.0, total, 1.0))
+
+
+def _gains(system: _System, weight: np.ndarray, correction: np.ndarray) -> dict:
+    """Return what the correction brings single frames whose neighbours are corrected, and the others together."""
+    n, n_fitted = len(system.free), system.free.sum(axis=1)
+    after, others = system.residuals(weight, correction)
+    seen = (weight > 0.0) & (others > 0.0)
+
+    def chi2(away: np.ndarray) -> np.ndarray:
+        squares = np.nan_to_num(np.sum(np.square(away), axis=1))
+        return np.bincount(system.frame, np.where(seen, weight * others, 0.0) * squares, minlength=n)
+
+    # The means of the stars take their part of the degrees of freedom.
+    places = 2.0 * np.bincount(system.frame, np.where(seen, others, 0.0), minlength=n)
+    total = np.bincount(system.frame, np.where(seen, weight, 0.0), minlength=n)
+    unit = np.bincount(system.frame[seen], minlength=n) / np.where(total > 0.0, total, 1.0)
+    able = (places > n_fitted) & (n_fitted > 0)
+    left = chi2(after)
+    gain = np.where(
+        able, _gain_px(chi2(after - system.displacements(correction)), left, places, n_fitted, unit), 0.0
+    )
+    alone = gain > MIN_FRAME_GAIN_PX
+    start = chi2(system.residuals(weight, correction * alone[:, None])[0])
+    rest = able & ~alone
+    sums = (np.sum(values[rest]) for values in (start, left, places, n_fitted))
+    common = _gain_px(*sums, np.mean(unit[rest]) if rest.any() else 0.0)
+    return {"alone": alone, "common_gain_px": float(common)}
 
 
 def _gain_px(
-    system: _System, share: np.ndarray, others: np.ndarray, before: np.ndarray, after: np.ndarray
-) -> float:
-    """Return how much less scattered the positions are, in quadrature and along an axis, beyond what is fitted."""
-    seen = share > 0.0
-    if not seen.any():
-        return 0.0
-    squares = [np.sum((share * others)[seen] * np.square(r[seen])) for r in (before, after)]
-    n_places = 2 * (np.count_nonzero(seen) - np.unique(system.star[seen]).size)
-    n_fitted = int(system.free.sum())
-    if n_places <= n_fitted:
-        return 0.0
-    # Variances of unit weight, and the sigma that belongs to it.
-    variance = [squares[0] / n_places, squares[1] / (n_places - n_fitted)]
-    if (squares[0] - squares[1]) / n_fitted < _LEAST_RATIO * variance[1]:
-        return 0.0
-    unit = np.count_nonzero(seen) / np.sum(share[seen])
-    return float(np.sqrt(max(0.0, variance[0] - variance[1]) * unit))
+    before: np.ndarray, after: np.ndarray, places: np.ndarray, n_fitted: np.ndarray, unit: np.ndarray
+) -> np.ndarray:
+    """Return how much scatter falls from chi square `before` to `after`, px along an axis and in quadrature.
+
+    `unit` is the variance (px squared) of unit weight. What is no more than fitting noise would bring, by the F
+    ratio, counts as 0.
+    """
+    free = np.maximum(places - n_fitted, 1e-9)
+    significant = (before - after) * free > _LEAST_RATIO * after * n_fitted
+    gain = (before / np.maximum(places, 1e-9) - after / free) * unit
+    return np.where(significant, np.sqrt(np.maximum(gain, 0.0)), 0.0)

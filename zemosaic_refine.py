@@ -23,6 +23,7 @@ from zemosaic_alignment import (
     align,
     displace,
     find_offsets,
+    residual_px,
 )
 from zemosaic_fits_io import frame_wcs
 from zemosaic_measure import MeasuredFrame
@@ -33,10 +34,9 @@ from zemosaic_wcs_correction import corrected_header
 
 #: A frame that overlaps more frames than this is compared with so many of them to see whether it is far off.
 MAX_PARTNERS = 24
-#: In `auto`, all frames are corrected if their stars coincide so much better (px along an axis, in quadrature) ...
+#: In `auto`, all frames are corrected if their stars coincide so much better (px along an axis, in quadrature),
+#: otherwise only frames that stand out, and the others are held where they are.
 MIN_GAIN_PX = 0.05
-#: ... and otherwise those whose own residual falls by so much.
-MIN_FRAME_GAIN_PX = 0.25
 
 # Standard error of a centroid: so much of the FWHM over the signal to noise, and at least so many px of the frame.
 # Measured on real frames, whose brightest stars agree to 0.07 px along an axis.
@@ -61,7 +61,7 @@ class Refined:
     warnings : list of str
         What the user should know.
     before_px, after_px : float
-        Root mean square of the residuals by the frames' own WCS and as solved; NaN if nothing is known.
+        Root mean square of the residuals by the frames' own WCS and as they are now; NaN if nothing is known.
     n_moved : int
         Frames whose WCS was corrected.
     """
@@ -107,27 +107,36 @@ def refine_frames(
     offsets = find_offsets(detections, thin_pairs(pairs, detections.centre, MAX_PARTNERS))
     between()
     usable = offsets.trusted & ~offsets.wrong
-    found = align(_stars_of(detections, usable), np.where(usable[:, None], offsets.shift, 0.0), between=between)
+    detections = detections.only(usable[detections.frame])
+    shift = np.where(usable[:, None], offsets.shift, 0.0)
+    found = first = align(detections, shift, between=between)
+    if method == "auto" and first.common_gain_px <= MIN_GAIN_PX and 0 < 2 * first.alone.sum() < len(measured):
+        found = align(detections, shift, held=~first.alone, between=between)
     off = np.maximum(found.moved_px, np.hypot(*offsets.shift.T))
     # A rotation needs the stars that show it.
     surely = offsets.wrong | (found.n_common >= MIN_STARS_SIMILARITY)
     wrong = (off > MAX_CORRECTION_PX) & surely
     left_out = [_left_out(measured[k], off[k], offsets.witnesses[k]) for k in np.flatnonzero(wrong)]
-    chosen = _chosen(found, method) & ~wrong
+    chosen = _chosen(first, method) & ~wrong
     warnings = _contradictions(measured, offsets)
-    kept, residuals = [], []
-    for k in np.flatnonzero(~wrong):
-        m, residual = measured[k], found.before[k]
-        if chosen[k]:
-            try:
-                m, residual = _moved(m, canvas, found, detections, k), found.after[k]
-            except FrameError as error:
-                chosen[k] = False
-                warnings.append(f"{m.record.path}: {error}")
-        kept.append(m)
-        residuals.append(float(residual) if np.isfinite(residual) else None)
+    frames = list(measured)
+    for k in np.flatnonzero(chosen):
+        try:
+            frames[k] = _moved(measured[k], canvas, found, detections, k)
+        except FrameError as error:
+            chosen[k] = False
+            warnings.append(f"{measured[k].record.path}: {error}")
+    # Those that are left out must not count as neighbours where they are.
+    residual = residual_px(detections, found, found.correction * (chosen | wrong)[:, None])
+    kept = np.flatnonzero(~wrong).tolist()
     return Refined(
-        kept, residuals, left_out, warnings, found.rms(found.before), found.rms(found.after), int(chosen.sum())
+        measured=[frames[k] for k in kept],
+        residual_px=[float(residual[k]) if np.isfinite(residual[k]) else None for k in kept],
+        left_out=left_out,
+        warnings=warnings,
+        before_px=first.rms(first.before),
+        after_px=found.rms(residual),
+        n_moved=int(chosen.sum()),
     )
 
 
@@ -159,20 +168,14 @@ def _centroid_errors(m: MeasuredFrame) -> np.ndarray:
     return np.hypot(noise, _CENTROID_FLOOR_PX)
 
 
-def _stars_of(detections: Detections, frames: np.ndarray) -> Detections:
-    """Return the detections of some frames only; the frames keep their numbers."""
-    return detections.only(frames[detections.frame])
-
-
 def _chosen(found: Alignment, method: str) -> np.ndarray:
     """Return which frames (n,) are to be corrected."""
     able = found.n_common >= MIN_STARS_SHIFT
     if method == "off":
         return np.zeros_like(able)
-    if method == "on" or found.gain_px > MIN_GAIN_PX:
+    if method == "on" or found.common_gain_px > MIN_GAIN_PX or 2 * found.alone.sum() >= found.alone.size:
         return able
-    gained = np.square(found.before) - np.square(found.after) > MIN_FRAME_GAIN_PX**2
-    return gained & (found.n_common >= MIN_STARS_SIMILARITY)
+    return able & found.alone
 
 
 def _moved(m: MeasuredFrame, canvas: Canvas, found: Alignment, detections: Detections, k: int) -> MeasuredFrame:
