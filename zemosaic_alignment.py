@@ -95,7 +95,7 @@ class Alignment:
         Shift along x and y, scale and rotation, all in px: the latter two at the frame's `Detections.radius`. See
         `displace`.
     star : ndarray, shape (d,), int64
-        Number of the star of each detection; -1 for one that no other frame shows, or that is its frame's only one.
+        Number of the star of each detection; -1 for one that no other frame shows, or its frame's only one.
     weight : ndarray, shape (d,), float64
         Its weight in the solution; 0 for an outlier.
     n_common : ndarray, shape (n,), int64
