@@ -1,8 +1,8 @@
 """Grid mode: a plan of frames in, one mosaic out, tile by tile in parallel processes.
 
-The run goes plan, headers, canvas, measure, match, tiles, assembly. All that decides the value of a pixel is
-settled for the whole run before the first tile is cut, so tiles, workers, memory and the order of the plan
-leave no trace in the mosaic. A frame or tile that fails is named and left out; it never ends the run.
+The run goes plan, headers, canvas, measure, refine, match, tiles, assembly. All that decides the value of a
+pixel is settled for the whole run before the first tile is cut, so tiles, workers, memory and the order of the
+plan leave no trace in the mosaic. A frame or tile that fails is named and left out; it never ends the run.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ from zemosaic_outputs import (
     write_residual,
     write_viewer,
 )
-from zemosaic_passes import NOTHING, match_all, measure_all, read_frames
+from zemosaic_passes import NOTHING, match_all, measure_all, read_frames, refine_all
 from zemosaic_reproject import Canvas, optimal_canvas
 from zemosaic_runbook import RunBook
 from zemosaic_stack_pool import DeviceAccess, DeviceReport, StackPool, device_of_process
@@ -86,6 +86,7 @@ class GridSettings:
     feather_px: int = -1
     kernel: str = "lanczos3"
     orientation: str = "north_up"
+    refine_wcs: str = "auto"
     size_factor: float = 1.0
     overlap_px: int = 0
     chunk_ram_mb: int = 512
@@ -119,6 +120,7 @@ class GridSettings:
             feather_px=config["frame_feather_px"],
             kernel=config["resampling_kernel"],
             orientation=config["canvas_orientation"],
+            refine_wcs=config["refine_wcs"],
             size_factor=config["grid_size_factor"],
             overlap_px=config["grid_overlap_px"],
             chunk_ram_mb=config["grid_chunk_ram_mb"],
@@ -363,6 +365,8 @@ class _GridRun:
                         # A frame that is left out must leave no trace, in the projection either.
                         records, canvas, n_channels = self._lay_out([m.record for m in measured])
                         measured = measure_all(pool, records, canvas, n_channels, book)
+                with book.phase("refine"):
+                    measured = refine_all(measured, canvas, settings.refine_wcs, book)
                 with book.phase("match"):
                     matched = match_all(measured, canvas, settings.match_options(n_channels), book)
                     canvas = matched.canvas

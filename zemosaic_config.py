@@ -141,6 +141,9 @@ OPTIONS: tuple[Option, ...] = (
            choices=("lanczos3", "bilinear")),
     Option("canvas_orientation", "choice", "north_up", _GRID,
            "Orientation of the canvas; auto = smallest area.", choices=("north_up", "auto")),
+    Option("refine_wcs", "choice", "auto", _GRID,
+           "Correct the frames' WCS so that their common stars coincide; auto = where it brings more than noise; "
+           "a frame that is more than 5 px off is left out either way.", choices=("auto", "on", "off")),
     Option("use_gpu_grid", "switch", None, _GPU,
            "Stack tiles on the GPU; auto = what the first defined of the older switches says, else off."),
     Option("use_gpu_phase5", "switch", None, _GPU, "Older switch; decides while use_gpu_grid is auto.",

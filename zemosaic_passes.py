@@ -1,4 +1,4 @@
-"""The passes over all frames that every pipeline makes before it stacks: read, measure, match."""
+"""The passes over all frames that every pipeline makes before it stacks: read, measure, refine, match."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import logging
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
+
+import numpy as np
 
 from parallel_utils import Outcome, TaskPool, check_cancelled, peak_memory_bytes
 from zemosaic_events import RunStarted
@@ -15,6 +17,7 @@ from zemosaic_match import MatchedFrames, MatchOptions, match_frames
 from zemosaic_measure import MeasuredFrame, cell_size_px, measure_frames
 from zemosaic_photometry import Match
 from zemosaic_plan import PLAN_NAME, frame_id, load_frames, plan_from_folder, read_plan, write_plan
+from zemosaic_refine import Refined, refine_frames
 from zemosaic_reproject import Canvas
 from zemosaic_runbook import RunBook
 from zemosaic_types import FrameRecord, LeftOut, PlanError, PlanRow
@@ -136,6 +139,41 @@ def _taken(outcome: Outcome, book: RunBook) -> list[MeasuredFrame]:
         if isinstance(item, LeftOut):
             book.leave_out(item)
     return [item for item in results if isinstance(item, MeasuredFrame)]
+
+
+def refine_all(measured: list[MeasuredFrame], canvas: Canvas, method: str, book: RunBook) -> list[MeasuredFrame]:
+    """Correct the frames' WCS where their stars ask for it; frames that are far off are left out.
+
+    Parameters
+    ----------
+    measured : list of MeasuredFrame
+    canvas : Canvas
+    method : str
+        ``"auto"``, ``"on"`` or ``"off"``; see `zemosaic_refine.refine_frames`.
+    book : RunBook
+        Gets every frame's alignment residual.
+    """
+    refined = refine_frames(measured, canvas, method=method, between=book.cancel.check)
+    for item in refined.left_out:
+        book.leave_out(item)
+    for sentence in refined.warnings:
+        book.say(sentence, "WARNING")
+    for m, residual in zip(refined.measured, refined.residual_px, strict=True):
+        book.rows[m.record.path].align_residual_px = residual
+    _say_agreement(refined, book)
+    return refined.measured
+
+
+def _say_agreement(refined: Refined, book: RunBook) -> None:
+    if not np.isfinite(refined.before_px):
+        book.say("stars: the frames have none in common; their WCS are taken as they are")
+    elif refined.n_moved:
+        book.say(
+            f"stars: frames agree to {refined.before_px:.2f} px, after refining to {refined.after_px:.2f} px "
+            f"({refined.n_moved} frames corrected)"
+        )
+    else:
+        book.say(f"stars: frames agree to {refined.before_px:.2f} px; their WCS are taken as they are")
 
 
 def match_all(

@@ -1,0 +1,639 @@
+"""The alignment: small corrections of all frames' positions that make the same stars coincide.
+
+One robust, weighted least-squares problem over all detections of all frames. Unknown are a similarity for each
+frame (shift, rotation, scale) and the true position of each star; the latter are eliminated, so the cost of the
+normal equations grows with the detections and not with the pairs of frames. They are solved by conjugate
+gradients without forming their matrix. A weak prior holds every frame where its own WCS puts it: it pins what the
+stars leave open, the common shift, rotation and scale of each group of frames, and keeps errors from adding up
+along a row of panels.
+
+Frames that are far off are found before that from the offsets at which the stars of overlapping pairs coincide.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import numpy as np
+from scipy.sparse import coo_matrix, eye_array
+from scipy.sparse.csgraph import connected_components
+from scipy.sparse.linalg import splu
+from scipy.spatial import cKDTree
+from scipy.spatial.distance import cdist
+
+import zemosaic_alignment_kernels as kernels
+
+#: Offsets are searched up to this distance along an axis, px of the canvas.
+SEARCH_PX = 42.0
+#: A frame that must be moved further than this has a wrong WCS.
+MAX_CORRECTION_PX = 5.0
+#: A frame that gains so much (px along an axis, in quadrature) needs its correction whatever the others need.
+MIN_FRAME_GAIN_PX = 0.3
+#: So many common stars allow a shift, and so many a rotation and a scale too.
+MIN_STARS_SHIFT, MIN_STARS_SIMILARITY = 2, 6
+
+_MATCH_RADII_PX = (3.0, 2.0, 2.0)
+# The prior: one standard deviation of a frame's displacement, and where its pull stops growing.
+_PRIOR_PX, _PRIOR_HUBER_PX = 1.0, 0.5
+_HUBER, _TUKEY = 1.5, 6.0
+_HUBER_ROUNDS, _TUKEY_ROUNDS = 3, 4
+_RAYLEIGH_MEDIAN = 1.1774100225154747
+_LEAST_SCALE, _LEAST_SHARE = 0.3, 1e-3
+_ROUGH, _FINE, _MOST_STEPS = 1e-5, 1e-10, 3000
+_MIN_VOTES = 5
+_MOST_BY_CHANCE = 0.5
+_MOST_UNDECIDED = 2000
+_DIFFERENCE_ROUNDS = 20
+# The least F ratio (variance explained a parameter over what is left) that is more than noise.
+_LEAST_RATIO = 4.0
+
+
+@dataclass(frozen=True)
+class Detections:
+    """The stars of all frames where their WCS put them, in frame order.
+
+    Attributes
+    ----------
+    frame : ndarray, shape (d,), int64
+        Index of the frame, ascending.
+    x, y : ndarray, shape (d,), float64
+        Positions on the canvas, px.
+    sigma : ndarray, shape (d,), float64
+        Standard error of a position along an axis, px.
+    centre : ndarray, shape (n, 2), float64
+        Centres (x, y) of the frames on the canvas.
+    radius : ndarray, shape (n,), float64
+        Root mean square distance of a frame's pixels from its centre.
+    """
+
+    frame: np.ndarray
+    x: np.ndarray
+    y: np.ndarray
+    sigma: np.ndarray
+    centre: np.ndarray
+    radius: np.ndarray
+
+    @property
+    def n_frames(self) -> int:
+        """Number of frames."""
+        return len(self.centre)
+
+    def only(self, chosen: np.ndarray) -> Detections:
+        """Return the detections that `chosen` (d,) marks, of the same frames."""
+        parts = (values[chosen] for values in (self.frame, self.x, self.y, self.sigma))
+        return Detections(*parts, self.centre, self.radius)
+
+
+@dataclass(frozen=True)
+class Alignment:
+    """What the alignment found, for n frames and d detections.
+
+    Attributes
+    ----------
+    correction : ndarray, shape (n, 4), float64
+        Shift along x and y, scale and rotation, all in px: the latter two at the frame's `Detections.radius`. See
+        `displace`.
+    star : ndarray, shape (d,), int64
+        Number of the star of each detection; -1 for one that no other frame shows, or its frame's only one.
+    weight : ndarray, shape (d,), float64
+        Its weight in the solution; 0 for an outlier.
+    n_common : ndarray, shape (n,), int64
+        Detections of each frame that other frames show.
+    before, after : ndarray, shape (n,), float64
+        Root mean square distance (px) of a frame's stars from where the other frames see them, by their own WCS
+        and corrected; NaN without common stars.
+    alone : ndarray of bool, shape (n,)
+        Frames whose stars come closer to those of their corrected neighbours by `MIN_FRAME_GAIN_PX` or more.
+    common_gain_px : float
+        How much of the distance, along an axis and in quadrature, the correction of the other frames takes away
+        beyond what as many free parameters take of noise; 0 if that is nothing.
+    """
+
+    correction: np.ndarray
+    star: np.ndarray
+    weight: np.ndarray
+    n_common: np.ndarray
+    before: np.ndarray
+    after: np.ndarray
+    alone: np.ndarray
+    common_gain_px: float
+
+    @property
+    def moved_px(self) -> np.ndarray:
+        """Root mean square displacement of each frame's pixels, (n,)."""
+        return np.sqrt(np.sum(np.square(self.correction), axis=1))
+
+    def rms(self, per_frame: np.ndarray) -> float:
+        """Return the root mean square of `before` or `after` over the frames with common stars; NaN without."""
+        known = np.isfinite(per_frame)
+        return float(np.sqrt(np.mean(np.square(per_frame[known])))) if known.any() else float("nan")
+
+
+@dataclass(frozen=True)
+class Offsets:
+    """How far frames are off as a whole, judged by the pairs of overlapping frames.
+
+    Attributes
+    ----------
+    shift : ndarray, shape (n, 2), float64
+        What must be added to a frame's positions (x, y), px; 0 where nothing is known.
+    witnesses : ndarray, shape (n,), int64
+        Neighbours within `MAX_CORRECTION_PX` of their place whose stars say so.
+    undecided : tuple of (ndarray, float)
+        Groups of frames that contradict each other without a majority, and how far apart they are, px; their
+        `shift` is 0.
+    trusted : ndarray of bool, shape (n,)
+        Frames whose stars may be matched where they are: a neighbour confirms them, or they have so few stars that
+        chance makes none coincide.
+    """
+
+    shift: np.ndarray
+    witnesses: np.ndarray
+    undecided: tuple[tuple[np.ndarray, float], ...]
+    trusted: np.ndarray
+
+    @property
+    def wrong(self) -> np.ndarray:
+        """Frames (n,) further off than `MAX_CORRECTION_PX`."""
+        return np.hypot(*self.shift.T) > MAX_CORRECTION_PX
+
+
+def displace(x: np.ndarray, y: np.ndarray, correction: np.ndarray, centre: np.ndarray, radius: float) -> tuple:
+    """Return the corrected positions of canvas positions in one frame.
+
+    Parameters
+    ----------
+    x, y : ndarray
+        Canvas px.
+    correction : ndarray, shape (4,)
+        Row of `Alignment.correction`.
+    centre : ndarray, shape (2,)
+    radius : float
+        Of `Detections`.
+    """
+    tx, ty, a, b = correction
+    u, v = (x - centre[0]) / radius, (y - centre[1]) / radius
+    return x + tx + a * u - b * v, y + ty + b * u + a * v
+
+
+# ---- frames that are far off -----------------------------------------------------------------------------
+
+
+def find_offsets(detections: Detections, pairs: np.ndarray) -> Offsets:
+    """Find how far frames are off, up to `SEARCH_PX`, from the offsets at which pairs of frames coincide.
+
+    The offsets of the pairs are solved for one shift a frame by robust least squares. What they leave open, the
+    place of a connected group, is decided by the majority: the median frame is where it should be. A group without
+    one place that more frames share than any other is left as it is.
+
+    Parameters
+    ----------
+    detections : Detections
+    pairs : ndarray, shape (p, 2), int64
+        Frames whose footprints overlap (first < second), or enough of them.
+    """
+    n = detections.n_frames
+    found = _pair_offsets(detections, pairs)
+    votes, chance = found[:, 2], found[:, 3]
+    # The largest of hundreds of places: Poisson noise has five standard deviations to try.
+    clear = (votes >= _MIN_VOTES) & (votes > chance + 5.0 * np.sqrt(chance) + 3.0)
+    edges = pairs[clear]
+    shift = _solve_shifts(n, edges, found[clear, :2], votes[clear])
+    graph = coo_matrix((np.ones(len(edges)), (edges[:, 0], edges[:, 1])), shape=(n, n))
+    group = connected_components(graph, directed=False)[1]
+    shift, undecided = _settle_groups(shift, group)
+    near = np.hypot(*shift.T) <= MAX_CORRECTION_PX
+    witnesses = np.bincount(edges[near[edges[:, 1]], 0], minlength=n)
+    witnesses += np.bincount(edges[near[edges[:, 0]], 1], minlength=n)
+    by_chance = np.bincount(pairs.ravel(), np.repeat(chance, 2), minlength=n)
+    trusted = (witnesses > 0) | (by_chance < _MOST_BY_CHANCE)
+    for members, _ in undecided:
+        trusted[members] = False
+    return Offsets(shift, witnesses, undecided, trusted)
+
+
+def _pair_offsets(detections: Detections, pairs: np.ndarray) -> np.ndarray:
+    """Return offset (x, y), coinciding stars and those by chance of each pair, (p, 4)."""
+    order = np.lexsort((detections.y, detections.frame))
+    start = np.searchsorted(detections.frame, np.arange(detections.n_frames + 1))
+    found = np.empty((len(pairs), 4))
+    pairs = np.ascontiguousarray(pairs, dtype=np.int64)
+    kernels.pair_offsets(pairs, start, detections.x[order], detections.y[order], SEARCH_PX, found)
+    return found
+
+
+def _solve_shifts(n: int, edges: np.ndarray, offset: np.ndarray, votes: np.ndarray) -> np.ndarray:
+    """Solve ``shift[first] - shift[second] = offset`` by least squares with Huber weights at 1 px."""
+    shift = np.zeros((n, 2))
+    first, second = edges.T
+    pull = np.zeros(len(edges))
+    for _ in range(_DIFFERENCE_ROUNDS if len(edges) else 0):
+        weight = votes / np.maximum(1.0, pull)
+        graph = coo_matrix((weight, (first, second)), shape=(n, n))
+        graph = (graph + graph.T).tocsc()
+        degree = np.asarray(graph.sum(axis=0)).ravel()
+        # What holds the groups somewhere: their place is settled afterwards.
+        matrix = (-graph + coo_matrix((degree, (np.arange(n),) * 2), shape=(n, n)) + 1e-6 * eye_array(n)).tocsc()
+        right = np.empty((n, 2))
+        for axis in range(2):
+            pulls = weight * offset[:, axis]
+            right[:, axis] = np.bincount(first, pulls, minlength=n) - np.bincount(second, pulls, minlength=n)
+        before, shift = shift, splu(matrix).solve(right)
+        pull = np.hypot(*(offset - (shift[first] - shift[second])).T)
+        if np.abs(shift - before).max() < 1e-3:
+            break
+    return shift
+
+
+def _settle_groups(shift: np.ndarray, group: np.ndarray) -> tuple[np.ndarray, tuple]:
+    """Put each group where most of its frames need no shift; return also the groups where no place has most."""
+    settled, undecided = np.zeros_like(shift), []
+    order = np.argsort(group, kind="stable")
+    for members in np.split(order, np.flatnonzero(np.diff(group[order])) + 1):
+        if members.size == 1:
+            continue
+        place = _place_of_most(shift[members])
+        if place is None:
+            undecided.append((members, float(np.hypot(*np.ptp(shift[members], axis=0)))))
+        else:
+            settled[members] = shift[members] - place
+    return settled, tuple(undecided)
+
+
+def _place_of_most(shift: np.ndarray) -> np.ndarray | None:
+    """Return the median of the largest cluster of shifts; None if another one is as large."""
+    place = np.median(shift, axis=0)
+    near = np.hypot(*(shift - place).T) <= MAX_CORRECTION_PX
+    if near.sum() <= len(shift) / 2:
+        if len(shift) > _MOST_UNDECIDED:
+            return None
+        close = cdist(shift, shift) <= MAX_CORRECTION_PX
+        n_close = close.sum(axis=1)
+        near = close[np.argmax(n_close)]
+        if n_close[~near].max(initial=0) >= near.sum():
+            return None
+    return np.median(shift[near], axis=0)
+
+
+# ---- which detections are one star -----------------------------------------------------------------------
+
+
+def match_stars(positions: np.ndarray, frame: np.ndarray, radius: float) -> np.ndarray:
+    """Return the number of each detection's star; -1 if no other frame shows it, or it is not clear.
+
+    Where the detections are densest in cells of `radius`, there is a star; a detection belongs to the nearest one
+    within `radius`. Two detections of one frame that claim one star are both left out. No frame is a reference,
+    and the order of the frames does not matter.
+
+    Parameters
+    ----------
+    positions : ndarray, shape (d, 2), float64
+    frame : ndarray, shape (d,), int64
+    radius : float
+    """
+    if len(positions) == 0:
+        return np.empty(0, dtype=np.int64)
+    seeds = _dense_places(positions, radius)
+    for _ in range(2):
+        distance, nearest = cKDTree(seeds).query(positions, distance_upper_bound=radius)
+        inside = np.isfinite(distance)
+        count = np.bincount(nearest[inside], minlength=len(seeds))
+        sums = [np.bincount(nearest[inside], positions[inside, axis], minlength=len(seeds)) for axis in range(2)]
+        seeds = np.column_stack(sums)[count > 0] / count[count > 0, None]
+    distance, star = cKDTree(seeds).query(positions, distance_upper_bound=radius)
+    star[~np.isfinite(distance)] = -1
+    return _renumbered(_without_doubles(star, frame))
+
+
+def _without_doubles(star: np.ndarray, frame: np.ndarray) -> np.ndarray:
+    order = np.lexsort((frame, star))
+    same = (np.diff(star[order]) == 0) & (np.diff(frame[order]) == 0)
+    double = np.zeros(star.size, dtype=bool)
+    double[order[1:][same]] = True
+    double[order[:-1][same]] = True
+    return np.where(double, -1, star)
+
+
+def _renumbered(star: np.ndarray) -> np.ndarray:
+    """Number the stars that at least two detections show from 0."""
+    count = np.bincount(star[star >= 0], minlength=1)
+    number = np.cumsum(count >= 2) - 1
+    seen = (star >= 0) & (count[star] >= 2)
+    return np.where(seen, number[star], -1)
+
+
+def _dense_places(positions: np.ndarray, radius: float) -> np.ndarray:
+    """Return the centroids of the 3 x 3 cells that hold most detections of all around them."""
+    cell = np.floor(positions / radius).astype(np.int64)
+    cell -= cell.min(axis=0) - 1
+    width = int(cell[:, 0].max()) + 2
+    key, inverse, count = np.unique(cell[:, 1] * width + cell[:, 0], return_inverse=True, return_counts=True)
+    sums = np.column_stack([count, *(np.bincount(inverse, positions[:, axis]) for axis in range(2))])
+    around = [_neighbour(key, dy * width + dx) for dy in (-1, 0, 1) for dx in (-1, 0, 1)]
+    # A row of zeros behind the last cell stands for an empty one.
+    block = np.sum([np.vstack([sums, np.zeros(3)])[index] for index in around], axis=0)
+    held = np.append(block[:, 0], 0.0)
+    peak = np.ones(key.size, dtype=bool)
+    for k, index in enumerate(around):
+        if k != 4:
+            peak &= (block[:, 0] > held[index]) if k < 4 else (block[:, 0] >= held[index])
+    return block[peak, 1:] / block[peak, :1]
+
+
+def _neighbour(key: np.ndarray, step: int) -> np.ndarray:
+    """Return where ``key + step`` stands in the sorted `key`, its length if nowhere."""
+    index = np.searchsorted(key, key + step)
+    found = (index < key.size) & (key[np.minimum(index, key.size - 1)] == key + step)
+    return np.where(found, index, key.size)
+
+
+# ---- the solution ----------------------------------------------------------------------------------------
+
+
+def align(
+    detections: Detections,
+    shift: np.ndarray | None = None,
+    *,
+    held: np.ndarray | None = None,
+    between: Callable[[], None] = lambda: None,
+) -> Alignment:
+    """Solve the corrections of all frames: match the stars, solve, match again with better positions.
+
+    Parameters
+    ----------
+    detections : Detections
+    shift : ndarray, shape (n, 2), optional
+        What is known of the frames' offsets, to match the stars with (`Offsets.shift`).
+    held : ndarray of bool, shape (n,), optional
+        Frames that are not to be corrected.
+    between : callable
+        Called between the rounds, to stop a run that was cancelled.
+
+    Returns
+    -------
+    Alignment
+        Frames without common stars are not corrected, frames with few are shifted only.
+    """
+    correction = np.zeros((detections.n_frames, 4))
+    if shift is not None:
+        correction[:, :2] = shift
+    if held is not None:
+        correction[held] = 0.0
+    for radius in _MATCH_RADII_PX:
+        between()
+        star = match_stars(_corrected(detections, correction), detections.frame, radius)
+        star = _of_frames_with(MIN_STARS_SHIFT, star, detections.frame)
+        system, correction, weight = _solve_in_turn(detections, star, held, correction)
+    return _judged(detections, system, correction, weight)
+
+
+def _corrected(detections: Detections, correction: np.ndarray) -> np.ndarray:
+    f = detections.frame
+    x, y = displace(detections.x, detections.y, correction[f].T, detections.centre[f].T, detections.radius[f])
+    return np.column_stack([x, y])
+
+
+def _of_frames_with(least: int, star: np.ndarray, frame: np.ndarray) -> np.ndarray:
+    """Return `star` (d,) without the detections of frames that share fewer than `least` stars with the others."""
+    while True:
+        common = np.bincount(frame[star >= 0], minlength=int(frame.max(initial=0)) + 1)
+        few = (star >= 0) & (common[frame] < least)
+        if not few.any():
+            return star
+        star = _renumbered(np.where(few, -1, star))
+
+
+def _solve_in_turn(
+    detections: Detections, star: np.ndarray, held: np.ndarray | None, correction: np.ndarray
+) -> tuple[_System, np.ndarray, np.ndarray]:
+    """Solve the frames with many common stars, then those with few against them.
+
+    A frame that cannot be turned would pin the rotation of all others.
+    """
+    main = _of_frames_with(MIN_STARS_SIMILARITY, star, detections.frame)
+    solved, weight = _solve_robustly(_System.of(detections, main, held), correction)
+    system = _System.of(detections, star, held)
+    if np.array_equal(main, star):
+        return system, solved, weight
+    left = np.bincount(detections.frame[main >= 0], minlength=detections.n_frames) == 0
+    base = np.where(left[:, None], 0.0, solved)
+    offset = system.offset + system.displacements(base)
+    rest = replace(system, free=system.free & left[:, None], offset=offset)
+    solved, weight = _solve_robustly(rest, np.where(left[:, None], correction, 0.0))
+    return system, base + solved, weight
+
+
+@dataclass(frozen=True)
+class _System:
+    """The equations of the detections that belong to a star.
+
+    `offset` (m, 2) are positions less those of their star, `u` and `v` (m,) the star's place in the frame in units
+    of the frame's radius; that place is the same for all frames, so that a common motion changes no residual.
+    """
+
+    used: np.ndarray
+    frame: np.ndarray
+    star: np.ndarray
+    u: np.ndarray
+    v: np.ndarray
+    offset: np.ndarray
+    sigma: np.ndarray
+    free: np.ndarray
+    n_stars: int
+
+    @classmethod
+    def of(cls, detections: Detections, star: np.ndarray, held: np.ndarray | None = None) -> _System:
+        used = np.flatnonzero(star >= 0)
+        frame, star = detections.frame[used], star[used]
+        n_stars = int(star.max(initial=-1)) + 1
+        positions = np.column_stack([detections.x, detections.y])[used]
+        place = _means(star, np.ones(used.size), positions, n_stars)[star]
+        u, v = ((place - detections.centre[frame]) / detections.radius[frame, None]).T.copy()
+        common = np.bincount(frame, minlength=detections.n_frames)[:, None]
+        free = np.repeat([common >= MIN_STARS_SHIFT, common >= MIN_STARS_SIMILARITY], 2, axis=0)[:, :, 0].T
+        if held is not None:
+            free &= ~held[:, None]
+        return cls(used, frame, star, u, v, positions - place, detections.sigma[used], free, n_stars)
+
+    def displacements(self, correction: np.ndarray) -> np.ndarray:
+        out = np.empty((self.frame.size, 2))
+        kernels.displacements(self.frame, self.u, self.v, correction, out)
+        return out
+
+    def means(self, weight: np.ndarray, values: np.ndarray) -> np.ndarray:
+        return _means(self.star, weight, values, self.n_stars)
+
+    def gathered(self, weight: np.ndarray, values: np.ndarray) -> np.ndarray:
+        """Return the gradient (n, 4) of half the weighted squares of `values` about their stars' means."""
+        out = np.empty(self.free.shape)
+        kernels.gather(self.frame, self.star, self.u, self.v, weight, values, self.means(weight, values), out)
+        return out * self.free
+
+    def product(self, weight: np.ndarray, correction: np.ndarray) -> np.ndarray:
+        """Return the normal matrix, stars eliminated, times `correction`."""
+        return self.gathered(weight, self.displacements(correction * self.free))
+
+    def blocks(self, weight: np.ndarray) -> np.ndarray:
+        """Return the frames' own 4 x 4 blocks of that matrix, (n, 4, 4)."""
+        total = np.bincount(self.star, weight, minlength=self.n_stars)[self.star]
+        own = weight * (1.0 - weight / np.where(total > 0.0, total, 1.0))
+        n = len(self.free)
+        s, su, sv = (np.bincount(self.frame, own * factor, minlength=n) for factor in (1.0, self.u, self.v))
+        square = np.bincount(self.frame, own * (self.u**2 + self.v**2), minlength=n)
+        zero = np.zeros(n)
+        rows = [[s, zero, su, -sv], [zero, s, sv, su], [su, sv, square, zero], [-sv, su, zero, square]]
+        both = self.free[:, :, None] & self.free[:, None, :]
+        return np.where(both, np.moveaxis(np.array(rows), 2, 0), 0.0)
+
+    def residuals(self, weight: np.ndarray, correction: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return distances (m, 2) from where the other detections put the star, and their share of its weight.
+
+        NaN and 0 where no other detection has a weight.
+        """
+        values = self.offset + self.displacements(correction)
+        total = np.bincount(self.star, weight, minlength=self.n_stars)[self.star]
+        others = np.where(total > 0.0, 1.0 - weight / np.where(total > 0.0, total, 1.0), 0.0)
+        others[others < 1e-9] = 0.0
+        away = values - self.means(weight, values)[self.star]
+        alone = others == 0.0
+        away /= np.where(alone, 1.0, others)[:, None]
+        away[alone] = np.nan
+        return away, others
+
+
+def _means(star: np.ndarray, weight: np.ndarray, values: np.ndarray, n_stars: int) -> np.ndarray:
+    out = np.empty((n_stars, 2))
+    kernels.star_means(star, weight, values, out)
+    return out
+
+
+def _solve_robustly(system: _System, correction: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return corrections and weights: Huber's weights first, which find their way, then Tukey's, which forget."""
+    accuracy = np.square(1.0 / system.sigma)
+    weight = _robust_weights(system, accuracy, accuracy, correction, huber=True)
+    n_rounds = _HUBER_ROUNDS + _TUKEY_ROUNDS
+    for k in range(n_rounds):
+        tolerance = _FINE if k == n_rounds - 1 else _ROUGH
+        correction = _solve(system, weight, _prior(correction), correction, tolerance)
+        if k < n_rounds - 1:
+            weight = _robust_weights(system, accuracy, weight, correction, huber=k < _HUBER_ROUNDS - 1)
+    return correction, weight
+
+
+def _prior(correction: np.ndarray) -> np.ndarray:
+    """Return the weight (n,) that holds each frame at its place; a frame that is far off pulls no harder."""
+    away = np.sqrt(np.sum(np.square(correction), axis=1))
+    return np.minimum(1.0, _PRIOR_HUBER_PX / np.maximum(away, 1e-12)) / _PRIOR_PX**2
+
+
+def _robust_weights(
+    system: _System, accuracy: np.ndarray, weight: np.ndarray, correction: np.ndarray, *, huber: bool
+) -> np.ndarray:
+    if weight.size == 0:
+        return weight
+    # Two detections that contradict each other are still compared when both have lost their weight.
+    away, others = system.residuals(np.maximum(weight, _LEAST_SHARE * accuracy), correction)
+    pull = np.hypot(*away.T) * np.sqrt(others) / system.sigma
+    judged = weight > 0.0 if weight.any() else np.ones(weight.size, dtype=bool)
+    pull /= max(_LEAST_SCALE, float(np.median(pull[judged])) / _RAYLEIGH_MEDIAN)
+    if huber:
+        return accuracy * np.minimum(1.0, _HUBER / np.maximum(pull, 1e-12))
+    return accuracy * np.square(np.maximum(0.0, 1.0 - np.square(pull / _TUKEY)))
+
+
+def _solve(
+    system: _System, weight: np.ndarray, prior: np.ndarray, guess: np.ndarray, tolerance: float
+) -> np.ndarray:
+    """Solve the normal equations by conjugate gradients, preconditioned by the frames' own blocks.
+
+    M. R. Hestenes, E. Stiefel, J. Res. NBS 49, 409 (1952).
+    """
+    inverse = np.linalg.inv(system.blocks(weight) + prior[:, None, None] * np.eye(4))
+    right = -system.gathered(weight, system.offset)
+    solution = np.where(system.free, guess, 0.0)
+    residual = right - system.product(weight, solution) - prior[:, None] * solution
+    direction = step = np.einsum("nij,nj->ni", inverse, residual)
+    norm = np.sum(residual * step)
+    # Measured like the residual: by what the blocks make of it, which is px by weight.
+    goal = tolerance**2 * np.sum(right * np.einsum("nij,nj->ni", inverse, right))
+    for _ in range(_MOST_STEPS):
+        if norm <= goal:
+            break
+        image = system.product(weight, direction) + prior[:, None] * direction
+        length = norm / np.sum(direction * image)
+        solution = solution + length * direction
+        residual = residual - length * image
+        step = np.einsum("nij,nj->ni", inverse, residual)
+        before, norm = norm, np.sum(residual * step)
+        direction = step + norm / before * direction
+    return solution
+
+
+def _judged(detections: Detections, system: _System, correction: np.ndarray, weight: np.ndarray) -> Alignment:
+    star, all_weight = np.full(detections.frame.size, -1), np.zeros(detections.frame.size)
+    star[system.used], all_weight[system.used] = system.star, weight
+    return Alignment(
+        correction,
+        star,
+        all_weight,
+        n_common=np.bincount(system.frame, minlength=detections.n_frames),
+        before=_rms(system, weight, np.zeros_like(correction)),
+        after=_rms(system, weight, correction),
+        **_gains(system, weight, correction),
+    )
+
+
+def residual_px(detections: Detections, found: Alignment, correction: np.ndarray) -> np.ndarray:
+    """Return `Alignment.after` (n,) as it is with another correction, such as one of some frames only."""
+    return _rms(_System.of(detections, found.star), found.weight[found.star >= 0], correction)
+
+
+def _rms(system: _System, weight: np.ndarray, correction: np.ndarray) -> np.ndarray:
+    n = len(system.free)
+    away, others = system.residuals(weight, correction)
+    share = np.where(others > 0.0, weight, 0.0)
+    total = np.bincount(system.frame, share, minlength=n)
+    squares = np.bincount(system.frame, share * np.nan_to_num(np.sum(np.square(away), axis=1)), minlength=n)
+    return np.sqrt(np.where(total > 0.0, squares, np.nan) / np.where(total > 0.0, total, 1.0))
+
+
+def _gains(system: _System, weight: np.ndarray, correction: np.ndarray) -> dict:
+    """Return what the correction brings single frames whose neighbours are corrected, and the others together."""
+    n, n_fitted = len(system.free), system.free.sum(axis=1)
+    after, others = system.residuals(weight, correction)
+    seen = (weight > 0.0) & (others > 0.0)
+
+    def chi2(away: np.ndarray) -> np.ndarray:
+        squares = np.nan_to_num(np.sum(np.square(away), axis=1))
+        return np.bincount(system.frame, np.where(seen, weight * others, 0.0) * squares, minlength=n)
+
+    # The means of the stars take their part of the degrees of freedom.
+    places = 2.0 * np.bincount(system.frame, np.where(seen, others, 0.0), minlength=n)
+    total = np.bincount(system.frame, np.where(seen, weight, 0.0), minlength=n)
+    unit = np.bincount(system.frame[seen], minlength=n) / np.where(total > 0.0, total, 1.0)
+    able = (places > n_fitted) & (n_fitted > 0)
+    left = chi2(after)
+    gain = np.where(
+        able, _gain_px(chi2(after - system.displacements(correction)), left, places, n_fitted, unit), 0.0
+    )
+    alone = gain > MIN_FRAME_GAIN_PX
+    start = chi2(system.residuals(weight, correction * alone[:, None])[0])
+    rest = able & ~alone
+    sums = (np.sum(values[rest]) for values in (start, left, places, n_fitted))
+    common = _gain_px(*sums, np.mean(unit[rest]) if rest.any() else 0.0)
+    return {"alone": alone, "common_gain_px": float(common)}
+
+
+def _gain_px(
+    before: np.ndarray, after: np.ndarray, places: np.ndarray, n_fitted: np.ndarray, unit: np.ndarray
+) -> np.ndarray:
+    """Return how much scatter falls from chi square `before` to `after`, px along an axis and in quadrature.
+
+    `unit` is the variance (px squared) of unit weight. What is no more than fitting noise would bring, by the F
+    ratio, counts as 0.
+    """
+    free = np.maximum(places - n_fitted, 1e-9)
+    significant = (before - after) * free > _LEAST_RATIO * after * n_fitted
+    gain = (before / np.maximum(places, 1e-9) - after / free) * unit
+    return np.where(significant, np.sqrt(np.maximum(gain, 0.0)), 0.0)
