@@ -40,7 +40,7 @@ from zemosaic_outputs import (
     write_pictures,
     write_report,
 )
-from zemosaic_passes import match_all, measure_all, read_frames
+from zemosaic_passes import flatten_all, match_all, measure_all, read_frames
 from zemosaic_reproject import Canvas, optimal_canvas
 from zemosaic_runbook import RunBook
 from zemosaic_stack_pool import DeviceAccess, DeviceReport, StackPool, device_of_process
@@ -81,6 +81,7 @@ class GridSettings:
     use_gpu: bool = False
     gpu_decided_by: str | None = None
     rgb_equalize: bool = False
+    flat_from_frames: str = "auto"
     save_uint16: bool = False
     legacy_rgb_cube: bool = False
     overwrite: bool = False
@@ -112,6 +113,7 @@ class GridSettings:
             use_gpu=config["use_gpu_grid"],
             gpu_decided_by=config.gpu_decided_by,
             rgb_equalize=config["grid_rgb_equalize"],
+            flat_from_frames=config["flat_from_frames"],
             save_uint16=config["save_final_as_uint16"],
             legacy_rgb_cube=config["legacy_rgb_cube"],
             overwrite=overwrite,
@@ -336,6 +338,8 @@ class _GridRun:
                     # A frame that is left out must leave no trace, in the projection either.
                     records, canvas, n_channels = self._lay_out([m.record for m in measured])
                     measured = measure_all(pool, records, canvas, n_channels, book)
+            with book.phase("flat"):
+                measured = flatten_all(measured, settings.flat_from_frames, book)
             with book.phase("match"):
                 frames = match_all(measured, settings.match_options(n_channels), book)
                 canvas, frames = trim_canvas(canvas, frames)

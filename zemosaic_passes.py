@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from pathlib import Path
 
 from parallel_utils import Outcome, TaskPool, check_cancelled, peak_memory_bytes
 from zemosaic_events import RunStarted
+from zemosaic_flat_frames import flatten_frames
 from zemosaic_frame_source import StackFrame
 from zemosaic_match import MatchedFrames, MatchOptions, match_frames
 from zemosaic_measure import MeasuredFrame, cell_size_px, measure_frames
@@ -111,6 +113,18 @@ def _taken(outcome: Outcome, book: RunBook) -> list[MeasuredFrame]:
     return [item for item in results if isinstance(item, MeasuredFrame)]
 
 
+def flatten_all(measured: list[MeasuredFrame], mode: str, book: RunBook) -> list[MeasuredFrame]:
+    """Divide the vignetting of every instrument out of what its frames measured; tell what was found.
+
+    See `flatten_frames` for `mode`. The frames carry their flats into the stack.
+    """
+    measured, flats = flatten_frames(measured, mode)
+    book.flats = flats
+    for flat in flats:
+        book.say(flat.sentence)
+    return measured
+
+
 def match_all(measured: list[MeasuredFrame], options: MatchOptions, book: RunBook) -> list[StackFrame]:
     """Solve the match, tell what it could not do, and note every frame's values.
 
@@ -126,7 +140,8 @@ def match_all(measured: list[MeasuredFrame], options: MatchOptions, book: RunBoo
         raise PlanError(f"no frame is left after the match: {book.first_reasons()}")
     _say_limits(matched.match, options, book)
     _note_values(matched, book)
-    return matched.frames
+    pairs = zip(matched.frames, matched.measured, strict=True)
+    return [frame if m.flat is None else replace(frame, flat=m.flat) for frame, m in pairs]
 
 
 def _say_limits(match: Match, options: MatchOptions, book: RunBook) -> None:
