@@ -271,7 +271,7 @@ def _solve_channel(one: Detections, n_frames: int, shape: tuple[int, int]) -> _C
         return _Channel(np.zeros((k, k)), np.zeros(k), nothing, np.arange(n_frames), 0)
     columns = np.column_stack([np.log(one.flux), basis(one.x, one.y, shape)])
     columns[:, 0] -= columns[:, 0].mean()
-    base = 1.0 / (np.square(one.error / one.flux) + _FLUX_FLOOR**2)
+    given = base = 1.0 / (np.square(one.error / one.flux) + _FLUX_FLOOR**2)
     number = np.unique(one.star, return_inverse=True)[1]
     group = _tied_frames(one.frame, number, n_frames)
     ties = np.unique(group[one.frame]).size
@@ -286,10 +286,18 @@ def _solve_channel(one: Detections, n_frames: int, shape: tuple[int, int]) -> _C
         scale = _MAD_TO_SIGMA * float(np.median(np.abs(standard))) * np.sqrt(m / free)
         if scale == 0.0 or (before is not None and np.abs(rest[:, 1:] @ (terms - before)).max() < 1e-6):
             break
+        base = given / np.maximum(1.0, _own_scatter(standard * np.sqrt(given / base), number) / scale**2)
+        standard = (rest[:, 0] - rest[:, 1:] @ terms) * np.sqrt(base)
         weight = base * np.minimum(1.0, _HUBER * scale / np.maximum(np.abs(standard), 1e-12))
     spread = _influence(standard, max(scale, 1e-9)) * np.sqrt(m / free)
     trust = weight.sum() / base.sum() * spread**2
     return _Channel(normal / trust, pull / trust, effects, group, m)
+
+
+def _own_scatter(standard: np.ndarray, star: np.ndarray) -> np.ndarray:
+    """Return for each detection the variance of its star's standardised residuals."""
+    count = np.bincount(star)
+    return (np.bincount(star, standard**2) / np.maximum(1, count - 1))[star]
 
 
 def _influence(standard: np.ndarray, scale: float) -> float:
