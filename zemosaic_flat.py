@@ -15,8 +15,7 @@ Kernels over arrays: no header, no file. The cost is linear in the number of det
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 from scipy.linalg import block_diag, eigh
@@ -28,10 +27,12 @@ from zemosaic_types import FlatModel, Rect
 #: Total degree of the logarithm of the pattern.
 DEGREE = 4
 #: A shape of the pattern that the stars tell with a larger error than this, rms over the detector, is left out.
-MAX_MODE_ERROR = 0.01
+MAX_MODE_ERROR = 0.005
 #: A detection counts if its star's signal to noise is usually above this; never by its own, or the darker places
 #: would keep only those that noise has lifted.
 MIN_SIGNAL_TO_NOISE = 15.0
+#: By how much of its rms the pattern of a colour differs from that of all light, usually.
+COLOUR_SPREAD = 0.15
 #: So many detections at most are used, of the brightest stars of every frame.
 MAX_DETECTIONS = 400_000
 
@@ -40,6 +41,7 @@ _INVERSE_DEGREE = 6  # of 1 / F as it is applied; 30 % at the corners are met to
 _DARKEST = 0.3  # a pattern below this is no vignetting
 
 _FLUX_FLOOR = 0.01  # relative: crowding, undersampling
+_STAR_FREEDOM = 4.0
 _HUBER = 1.5
 _MAD_TO_SIGMA = 1.482602218505602
 _ROUNDS = 8
@@ -84,7 +86,7 @@ class SharedSky:
     """Sky levels of the same k boxes of the canvas in two frames.
 
     `frames` are their numbers, `x` and `y` (2, k) the boxes' places on the detector, `level` is (2, k, c), frame
-    units.
+    units, without gaps.
     """
 
     frames: tuple[int, int]
@@ -108,12 +110,15 @@ class StarFlat:
         How much of each mode: ``terms = amplitudes @ modes.T``.
     information : ndarray, shape (c, q, q)
         Inverse covariance of `amplitudes`.
-    log_gain : ndarray, shape (n, c)
+    log_gain : ndarray, shape (n,)
         Logarithm of what the frames' fluxes are to be multiplied by; NaN for a frame without stars.
     group : ndarray, shape (n,)
         Frames tied by stars; their gains can be compared.
-    n_detections, n_frames : int
+    n_detections : int
         How many were used.
+    significance, rms : float
+        Of the pattern in the light of all colours: by how many standard deviations chi squared exceeds that of no
+        pattern at all, and the rms of ``log F`` over the detector less what its errors add.
     """
 
     terms: np.ndarray
@@ -123,18 +128,8 @@ class StarFlat:
     log_gain: np.ndarray
     group: np.ndarray
     n_detections: int
-    n_frames: int
-
-    @property
-    def significance(self) -> float:
-        """By how many standard deviations chi squared exceeds that of no pattern at all."""
-        return _excess_sigma(_chi_squared(self.amplitudes, self.information), self.amplitudes.size)
-
-    @property
-    def rms(self) -> float:
-        """Rms of ``log F`` over detector and colours, less what its errors add."""
-        noise = np.trace(np.linalg.inv(self.information), axis1=1, axis2=2).sum()
-        return float(np.sqrt(max(0.0, (np.square(self.amplitudes).sum() - noise) / len(self.amplitudes))))
+    significance: float
+    rms: float
 
 
 @dataclass(frozen=True)
@@ -201,23 +196,39 @@ def stars_flat(stars: Detections, n_frames: int, shape: tuple[int, int]) -> Star
     StarFlat
         Without modes if the stars tell nothing.
     """
-    channels = stars.flux.shape[1]
-    solved = [_solve_channel(_usable(stars, c, n_frames), n_frames, shape) for c in range(channels)]
-    information = np.stack([s.information for s in solved])
-    strength, modes = eigh(information.sum(axis=0), _gram(shape))
+    light = stars.flux.sum(axis=1), np.sqrt(np.square(stars.error).sum(axis=1))
+    white = _solve_channel(_usable(stars, *light, n_frames), n_frames, shape)
+    strength, modes = eigh(white.information, _gram(shape))
     modes = modes[:, strength > 1.0 / MAX_MODE_ERROR**2][:, ::-1]
-    normal = modes.T @ information @ modes
-    pull = np.stack([modes.T @ s.pull for s in solved])
-    amplitudes = _solve_each(normal, pull)
-    terms = amplitudes @ modes.T
-    log_gain = np.stack([s.log_gain(term) for s, term in zip(solved, terms, strict=True)], axis=1)
-    used = np.isfinite(log_gain).all(axis=1)
-    n_detections = min(s.n_detections for s in solved)
-    return StarFlat(terms, modes, amplitudes, normal, log_gain, solved[0].group, n_detections, int(used.sum()))
+    information, pull = modes.T @ white.information @ modes, modes.T @ white.pull
+    amplitudes = np.linalg.solve(information, pull)
+    alone = StarFlat(
+        terms=(modes @ amplitudes)[None],
+        modes=modes,
+        amplitudes=amplitudes[None],
+        information=information[None],
+        log_gain=white.log_gain(modes @ amplitudes),
+        group=white.group,
+        n_detections=white.n_detections,
+        significance=_excess_sigma(float(amplitudes @ pull), amplitudes.size),
+        rms=float(np.sqrt(max(0.0, np.square(amplitudes).sum() - np.trace(np.linalg.inv(information))))),
+    )
+    return alone if stars.flux.shape[1] == 1 or not modes.size else _in_colours(alone, stars, n_frames, shape)
 
 
-def _solve_each(normal: np.ndarray, pull: np.ndarray) -> np.ndarray:
-    return np.linalg.solve(normal, pull[..., None])[..., 0] if pull.size else pull
+def _in_colours(white: StarFlat, stars: Detections, n_frames: int, shape: tuple[int, int]) -> StarFlat:
+    """Return the pattern of every colour: what its own stars say, held to that of all light by `COLOUR_SPREAD`."""
+    spread = max(COLOUR_SPREAD * white.rms, 1e-4)
+    variance = np.linalg.inv(white.information[0]) + spread**2 * np.eye(white.modes.shape[1])
+    held = np.linalg.inv(variance)
+    amplitudes, information = [], []
+    for flux, error in zip(stars.flux.T, stars.error.T, strict=True):
+        own = _solve_channel(_usable(stars, flux, error, n_frames), n_frames, shape)
+        information.append(held + white.modes.T @ own.information @ white.modes)
+        pull = held @ white.amplitudes[0] + white.modes.T @ own.pull
+        amplitudes.append(np.linalg.solve(information[-1], pull))
+    amplitudes, information = np.stack(amplitudes), np.stack(information)
+    return replace(white, terms=amplitudes @ white.modes.T, amplitudes=amplitudes, information=information)
 
 
 @dataclass(frozen=True)
@@ -235,9 +246,9 @@ class _Channel:
         return self.effects[:, 1:] @ terms - self.effects[:, 0]
 
 
-def _usable(stars: Detections, channel: int, n_frames: int) -> Detections:
-    """Return one colour of the detections of stars that are bright enough and seen more than once."""
-    flux, error = stars.flux[:, channel].astype(float), stars.error[:, channel].astype(float)
+def _usable(stars: Detections, flux: np.ndarray, error: np.ndarray, n_frames: int) -> Detections:
+    """Return the detections, with fluxes (m,), of stars that are bright enough and seen more than once."""
+    flux, error = flux.astype(float), error.astype(float)
     good = np.flatnonzero((flux > 0) & (error > 0))
     columns = stars.frame, stars.star, stars.x, stars.y, flux, error
     one = Detections(*(column[good] for column in columns))
@@ -286,7 +297,7 @@ def _solve_channel(one: Detections, n_frames: int, shape: tuple[int, int]) -> _C
         scale = _MAD_TO_SIGMA * float(np.median(np.abs(standard))) * np.sqrt(m / free)
         if scale == 0.0 or (before is not None and np.abs(rest[:, 1:] @ (terms - before)).max() < 1e-6):
             break
-        base = given / np.maximum(1.0, _own_scatter(standard * np.sqrt(given / base), number) / scale**2)
+        base = given / np.maximum(1.0, _own_scatter(standard * np.sqrt(given / base) / scale, number))
         standard = (rest[:, 0] - rest[:, 1:] @ terms) * np.sqrt(base)
         weight = base * np.minimum(1.0, _HUBER * scale / np.maximum(np.abs(standard), 1e-12))
     spread = _influence(standard, max(scale, 1e-9)) * np.sqrt(m / free)
@@ -295,9 +306,9 @@ def _solve_channel(one: Detections, n_frames: int, shape: tuple[int, int]) -> _C
 
 
 def _own_scatter(standard: np.ndarray, star: np.ndarray) -> np.ndarray:
-    """Return for each detection the variance of its star's standardised residuals."""
-    count = np.bincount(star)
-    return (np.bincount(star, standard**2) / np.maximum(1, count - 1))[star]
+    """Return for each detection the variance of its star's standardised residuals; near 1 for stars seen little."""
+    freedom = np.bincount(star) - 1.0 + _STAR_FREEDOM
+    return ((np.bincount(star, standard**2) + _STAR_FREEDOM) / freedom)[star]
 
 
 def _influence(standard: np.ndarray, scale: float) -> float:
@@ -366,10 +377,6 @@ def _conjugate_gradients(applied, right: np.ndarray, diagonal: np.ndarray) -> np
     return solution
 
 
-def _chi_squared(amplitudes: np.ndarray, information: np.ndarray) -> float:
-    return float(np.einsum("cq,cqp,cp->", amplitudes, information, amplitudes))
-
-
 def _excess_sigma(chi_squared: float, freedom: int) -> float:
     return (chi_squared - freedom) / np.sqrt(2.0 * freedom) if freedom else 0.0
 
@@ -381,44 +388,85 @@ def sky_flat(star: StarFlat, skies: list[SharedSky], shape: tuple[int, int]) -> 
     """Sharpen the stars' pattern with the sky, and find the pedestal that no light has part in.
 
     The levels of two frames at one place of the canvas, scaled by the frames' gains, may differ by a plane, by the
-    error of the pattern times the sky and by the pedestal divided by the pattern: a linear problem, solved together
-    with what the stars say, from one linearisation to the next. The pedestal lies between 0 and the lowest level.
+    error of the pattern times the sky, and by the pedestal divided by the pattern: a linear problem, which is
+    solved together with what the stars say, from one linearisation to the next. The pedestal is held between 0
+    and the lowest level.
 
     Parameters
     ----------
     star : StarFlat
     skies : list of SharedSky
-        Empty is allowed: then the pedestal is taken as half the lowest level that is known, 0 without any.
+        Those of frames that no stars tie are passed over. Without any the pedestal is 0.
     shape : tuple of int
         ``(ny, nx)`` of the detector.
     """
-    tied = [s for s in skies if star.group[s.frames[0]] == star.group[s.frames[1]]]
-    tied = [s for s in tied if np.isfinite(star.log_gain[list(s.frames)]).all() and s.x.shape[1] >= _MIN_CELLS]
+    tied = [sky for sky in skies if _is_tied(sky, star)]
     if not tied:
         return SkyFlat(star.terms, 0.0, False, (np.nan, np.nan))
-    lowest = max(0.0, min(float(np.nanmin(s.level)) for s in tied))
+    lowest = max(0.0, min(float(sky.level.min()) for sky in tied))
+    pairs = [_prepare(sky, star, shape) for sky in tied]
     for agrees in (True, False):
-        amplitudes, pedestal = _with_sky(star, tied, lowest, shape, free=agrees)
+        amplitudes, pedestal = _with_sky(star, pairs, lowest, free=agrees)
         shift = amplitudes - star.amplitudes
-        if _excess_sigma(_chi_squared(shift, star.information), shift.size) < _DISAGREEMENT_SIGMA:
+        chi_squared = float(np.einsum("cq,cqp,cp->", shift, star.information, shift))
+        if _excess_sigma(chi_squared, shift.size) < _DISAGREEMENT_SIGMA:
             break
-    terms = amplitudes @ star.modes.T
-    without = _unevenness(tied, star.log_gain, np.zeros_like(terms), pedestal, shape)
-    return SkyFlat(terms, pedestal, agrees, (without, _unevenness(tied, star.log_gain, terms, pedestal, shape)))
+    unevenness = _unevenness(pairs, np.zeros_like(amplitudes), pedestal), _unevenness(pairs, amplitudes, pedestal)
+    return SkyFlat(amplitudes @ star.modes.T, pedestal, agrees, unevenness)
 
 
-def _with_sky(
-    star: StarFlat, skies: list[SharedSky], lowest: float, shape: tuple[int, int], *, free: bool
-) -> tuple[np.ndarray, float]:
+def _is_tied(sky: SharedSky, star: StarFlat) -> bool:
+    i, j = sky.frames
+    known = np.isfinite(star.log_gain[i]) and np.isfinite(star.log_gain[j])
+    return bool(known and star.group[i] == star.group[j] and sky.x.shape[1] >= _MIN_CELLS)
+
+
+@dataclass(frozen=True)
+class _SkyPair:
+    """Sky that two frames share.
+
+    Levels (2, k, c) and gains (2,), the stars' modes (2, k, q) at the boxes' places on the detector, and an
+    orthonormal basis (k, 3) of the planes that are taken out of differences.
+    """
+
+    frames: tuple[int, int]
+    level: np.ndarray
+    gain: np.ndarray
+    modes: np.ndarray
+    plane: np.ndarray
+
+    def difference(self, amplitudes: np.ndarray, pedestal: float, c: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return the difference (k,) of a colour without pattern and pedestal, and how it falls with more of them.
+
+        The second is (k, q + 1): modes, pedestal. What a plane could do is taken out of both.
+        """
+        scale = self.gain[:, None] * np.exp(-self.modes @ amplitudes[c])
+        light = scale * (self.level[:, :, c] - pedestal)
+        columns = np.empty((light.shape[1], amplitudes.shape[1] + 2))
+        columns[:, 0] = light[0] - light[1]
+        columns[:, 1:-1] = light[0][:, None] * self.modes[0] - light[1][:, None] * self.modes[1]
+        columns[:, -1] = scale[0] - scale[1]
+        columns -= self.plane @ (self.plane.T @ columns)
+        return columns[:, 0], columns[:, 1:]
+
+
+def _prepare(sky: SharedSky, star: StarFlat, shape: tuple[int, int]) -> _SkyPair:
+    u, v = detector_coordinates(sky.x[0], sky.y[0], shape)
+    plane = np.linalg.qr(np.column_stack([np.ones(u.size), u, v]))[0]
+    modes = np.stack([basis(x, y, shape) @ star.modes for x, y in zip(sky.x, sky.y, strict=True)])
+    return _SkyPair(sky.frames, sky.level, np.exp(star.log_gain[list(sky.frames)]), modes, plane)
+
+
+def _with_sky(star: StarFlat, pairs: list[_SkyPair], lowest: float, *, free: bool) -> tuple[np.ndarray, float]:
     """Return amplitudes (c, q) and pedestal; with `free` false the amplitudes stay those of the stars."""
     channels, q = star.amplitudes.shape
     inner = np.arange(channels * q)
     amplitudes, pedestal = star.amplitudes, 0.5 * lowest
     doubt = 0.5 * max(lowest, 1.0)
-    frames = len({k for sky in skies for k in sky.frames})
-    reuse = max(1.0, len(skies) / frames) * _SKY_CAUTION
+    frames = len({k for pair in pairs for k in pair.frames})
+    reuse = max(1.0, len(pairs) / frames) * _SKY_CAUTION
     for _ in range(_SKY_ROUNDS):
-        normal, pull = _sky_equations(star, skies, amplitudes, pedestal, shape)
+        normal, pull = _sky_equations(pairs, amplitudes, pedestal)
         normal, pull = normal / reuse, pull / reuse
         normal[np.ix_(inner, inner)] += block_diag(*star.information)
         pull[inner] += np.einsum("cqp,cp->cq", star.information, star.amplitudes - amplitudes).ravel()
@@ -434,66 +482,34 @@ def _with_sky(
 
 
 def _sky_equations(
-    star: StarFlat, skies: list[SharedSky], amplitudes: np.ndarray, pedestal: float, shape: tuple[int, int]
+    pairs: list[_SkyPair], amplitudes: np.ndarray, pedestal: float
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return the normal equations of steps of amplitudes and pedestal, robust in every pair and colour."""
     channels, q = amplitudes.shape
     normal, pull = np.zeros((channels * q + 1,) * 2), np.zeros(channels * q + 1)
-    terms = amplitudes @ star.modes.T
-    for sky in skies:
-        for c, (y, design) in enumerate(_differences(sky, star.log_gain, terms, pedestal, shape, star.modes)):
-            at = np.append(np.arange(c * q, (c + 1) * q), channels * q)
+    for c in range(channels):
+        at = np.append(np.arange(c * q, (c + 1) * q), channels * q)
+        total, towards = np.zeros((q + 1, q + 1)), np.zeros(q + 1)
+        for pair in pairs:
+            y, design = pair.difference(amplitudes, pedestal, c)
             spread = max(_MAD_TO_SIGMA * float(np.median(np.abs(y))), 1e-9)
             weight = np.minimum(1.0, _HUBER * spread / np.maximum(np.abs(y), 1e-12)) / spread**2
-            normal[np.ix_(at, at)] += design.T @ (weight[:, None] * design)
-            pull[at] += design.T @ (weight * y)
+            weighted = design.T * weight
+            total += weighted @ design
+            towards += weighted @ y
+        normal[np.ix_(at, at)] += total
+        pull[at] += towards
     return normal, pull
 
 
-def _differences(
-    sky: SharedSky,
-    log_gain: np.ndarray,
-    terms: np.ndarray,
-    pedestal: float,
-    shape: tuple[int, int],
-    modes: np.ndarray,
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Yield for each colour the two frames' difference (k,) and its change (k, q + 1) with modes and pedestal.
-
-    What a plane could do is taken out of both. Differences are of levels as they would be without pattern and
-    pedestal.
-    """
-    plane = np.linalg.qr(np.column_stack([np.ones(sky.x.shape[1]), *detector_coordinates(*_first(sky), shape)]))[0]
-    shapes = [basis(x, y, shape) for x, y in zip(sky.x, sky.y, strict=True)]
-    for c in range(sky.level.shape[2]):
-        light, change = [], []
-        for side, frame in enumerate(sky.frames):
-            scale = np.exp(log_gain[frame, c] - shapes[side] @ terms[c])
-            value = scale * (sky.level[side, :, c] - pedestal)
-            light.append(value)
-            change.append(np.column_stack([value[:, None] * (shapes[side] @ modes), scale]))
-        y, design = light[0] - light[1], change[0] - change[1]
-        there = np.isfinite(y)
-        if not there.all():
-            y, design = np.where(there, y, 0.0), np.where(there[:, None], design, 0.0)
-        yield y - plane @ (plane.T @ y), design - plane @ (plane.T @ design)
-
-
-def _first(sky: SharedSky) -> tuple[np.ndarray, np.ndarray]:
-    return sky.x[0], sky.y[0]
-
-
-def _unevenness(
-    skies: list[SharedSky], log_gain: np.ndarray, terms: np.ndarray, pedestal: float, shape: tuple[int, int]
-) -> float:
-    """Return the rms difference of two frames' levels that a plane leaves, over their level, median of pairs."""
-    nothing = np.zeros((terms.shape[1], 0))
+def _unevenness(pairs: list[_SkyPair], amplitudes: np.ndarray, pedestal: float) -> float:
+    """Return the rms difference of two frames' levels that a plane leaves, over their level; median of pairs."""
     found = []
-    for sky in skies:
-        level = np.nanmedian(sky.level[0], axis=0) * np.exp(log_gain[sky.frames[0]])
-        parts = _differences(sky, log_gain, terms, pedestal, shape, nothing)
-        found += [np.sqrt(np.mean(y * y)) / of for (y, _), of in zip(parts, level, strict=True) if of > 0]
-    return float(np.median(found)) if found else float("nan")
+    for pair in pairs:
+        for c in range(len(amplitudes)):
+            y, _ = pair.difference(amplitudes, pedestal, c)
+            found.append(np.sqrt(np.mean(y * y)) / max(1e-9, float(np.median(pair.gain[0] * pair.level[0, :, c]))))
+    return float(np.median(found))
 
 
 # ------------------------------------------------------------------------------------------------ dividing it out

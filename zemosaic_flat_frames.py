@@ -1,5 +1,8 @@
-"""Measured frames in, the same frames with their instruments' vignetting divided out: which share a detector, whether
-they tell enough of it, and what they measure without it. No pixel is read again."""
+"""Measured frames in, the same frames with their instruments' vignetting divided out.
+
+Which frames share a detector, whether they tell enough of its flat, and what they measure without it; no pixel is
+read again.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
+from scipy.spatial import cKDTree
 
 from zemosaic_flat import (
     MAX_MODE_ERROR,
@@ -29,12 +33,13 @@ from zemosaic_types import FlatModel, FrameHeader
 MIN_FRAMES = 8
 MIN_DETECTIONS = 300
 #: `auto` wants a pattern of so many standard deviations, and of this rms over the detector.
-MIN_SIGNIFICANCE = 5.0
+MIN_SIGNIFICANCE = 6.0
 MIN_RMS = 0.003
 
-#: The sky of a frame is compared with that of so many others, and so many pairs are enough.
+#: The sky is compared in at most so many frames, around so many places, each with so many others.
+_SKY_FRAMES = 240
+_SKY_PLACES = 12
 _PARTNERS = 6
-_MAX_PAIRS = 3000
 
 
 @dataclass(frozen=True)
@@ -153,7 +158,7 @@ def _why_not(star: StarFlat, mode: str) -> str:
     if not star.modes.size:
         return (
             "the frames show their stars at the same places of the detector, or too few of them: no shape is told "
-            f"to {MAX_MODE_ERROR:.0%}"
+            f"to {MAX_MODE_ERROR:.1%}"
         )
     if mode == "on":
         return ""
@@ -182,10 +187,10 @@ def _detections(frames: list[MeasuredFrame]) -> Detections:
 
 def _shared_skies(frames: list[MeasuredFrame]) -> Iterator[SharedSky]:
     """Yield the levels of boxes that pairs of frames share."""
-    placements = [m.placement for m in frames]
-    centres = np.array([np.mean(p.polygon, axis=0) for p in placements])
-    pairs = thin_pairs(overlapping_pairs(placements), centres, _PARTNERS)
-    pairs = pairs[np.linspace(0, len(pairs) - 1, min(len(pairs), _MAX_PAIRS)).astype(int)]
+    centres = np.array([np.mean(m.placement.polygon, axis=0) for m in frames])
+    chosen = _some_frames(centres)
+    pairs = thin_pairs(overlapping_pairs([frames[k].placement for k in chosen]), centres[chosen], _PARTNERS)
+    pairs = chosen[pairs]
     c = _own_channels(frames[0])
     for i, j in pairs.tolist():
         both = frames[i].measure, frames[j].measure
@@ -197,6 +202,15 @@ def _shared_skies(frames: list[MeasuredFrame]) -> Iterator[SharedSky]:
         there = np.isfinite(level).all(axis=(0, 2))
         if there.any():
             yield SharedSky((i, j), x[:, there], y[:, there], level[:, there].astype(float))
+
+
+def _some_frames(centres: np.ndarray) -> np.ndarray:
+    """Return all frames if they are few, else the nearest ones of some of them, which overlap; ascending."""
+    n = len(centres)
+    if n <= _SKY_FRAMES:
+        return np.arange(n)
+    places = centres[np.linspace(0, n - 1, _SKY_PLACES).astype(int)]
+    return np.unique(cKDTree(centres).query(places, k=_SKY_FRAMES // _SKY_PLACES)[1])
 
 
 def flattened_frame(m: MeasuredFrame, flat: FlatModel) -> MeasuredFrame:
