@@ -306,7 +306,7 @@ def _solve_channel(one: Detections, n_frames: int, shape: tuple[int, int]) -> _C
 
 
 def _own_scatter(standard: np.ndarray, star: np.ndarray) -> np.ndarray:
-    """Return for each detection the variance of its star's standardised residuals; near 1 for stars seen little."""
+    """Return for each detection the variance of its star's standardised residuals; near 1 for rare stars."""
     freedom = np.bincount(star) - 1.0 + _STAR_FREEDOM
     return ((np.bincount(star, standard**2) + _STAR_FREEDOM) / freedom)[star]
 
