@@ -37,7 +37,7 @@ COLOUR_SPREAD = 0.15
 MAX_DETECTIONS = 400_000
 
 _POWERS = tuple((i, total - i) for total in range(1, DEGREE + 1) for i in range(total, -1, -1))
-_INVERSE_DEGREE = 6  # of 1 / F as it is applied; 30 % at the corners are met to 2e-5
+_INVERSE_DEGREE = 6  # of 1 / F as it is applied; 30 % at the corners are met to 2e-4
 _DARKEST = 0.3  # a pattern below this is no vignetting
 
 _FLUX_FLOOR = 0.01  # relative: crowding, undersampling
