@@ -31,8 +31,9 @@ MAX_MODE_ERROR = 0.005
 #: A detection counts if its star's signal to noise is usually above this; never by its own, or the darker places
 #: would keep only those that noise has lifted.
 MIN_SIGNAL_TO_NOISE = 15.0
-#: By how much of its rms the pattern of a colour differs from that of all light, usually.
-COLOUR_SPREAD = 0.15
+#: By what share the pattern of a colour is usually stronger or weaker than that of all light, and by what share of
+#: its rms it differs in any other shape.
+COLOUR_STRENGTH, COLOUR_SPREAD = 0.15, 0.03
 #: So many detections at most are used, of the brightest stars of every frame.
 MAX_DETECTIONS = 400_000
 
@@ -47,8 +48,6 @@ _MAD_TO_SIGMA = 1.482602218505602
 _ROUNDS = 8
 _SKY_ROUNDS = 5
 _MIN_CELLS = 12
-# Boxes that share a frame or lie side by side share their errors: so many times less is believed.
-_SKY_CAUTION = 4.0
 _DISAGREEMENT_SIGMA = 5.0
 _CG_TOLERANCE = 1e-11
 _CG_STEPS = 2000
@@ -217,10 +216,10 @@ def stars_flat(stars: Detections, n_frames: int, shape: tuple[int, int]) -> Star
 
 
 def _in_colours(white: StarFlat, stars: Detections, n_frames: int, shape: tuple[int, int]) -> StarFlat:
-    """Return the pattern of every colour: what its own stars say, held to that of all light by `COLOUR_SPREAD`."""
+    """Return the pattern of every colour: what its own stars say, held to that of all light, which is like it."""
     spread = max(COLOUR_SPREAD * white.rms, 1e-4)
     variance = np.linalg.inv(white.information[0]) + spread**2 * np.eye(white.modes.shape[1])
-    held = np.linalg.inv(variance)
+    held = np.linalg.inv(variance + COLOUR_STRENGTH**2 * np.outer(white.amplitudes[0], white.amplitudes[0]))
     amplitudes, information = [], []
     for flux, error in zip(stars.flux.T, stars.error.T, strict=True):
         own = _solve_channel(_usable(stars, flux, error, n_frames), n_frames, shape)
@@ -464,7 +463,7 @@ def _with_sky(star: StarFlat, pairs: list[_SkyPair], lowest: float, *, free: boo
     amplitudes, pedestal = star.amplitudes, 0.5 * lowest
     doubt = 0.5 * max(lowest, 1.0)
     frames = len({k for pair in pairs for k in pair.frames})
-    reuse = max(1.0, len(pairs) / frames) * _SKY_CAUTION
+    reuse = max(1.0, len(pairs) / frames)  # pairs that share a frame share its errors
     for _ in range(_SKY_ROUNDS):
         normal, pull = _sky_equations(pairs, amplitudes, pedestal)
         normal, pull = normal / reuse, pull / reuse

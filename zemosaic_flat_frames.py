@@ -37,9 +37,9 @@ MIN_SIGNIFICANCE = 6.0
 MIN_RMS = 0.003
 
 #: The sky is compared in at most so many frames, around so many places, each with so many others.
-_SKY_FRAMES = 240
-_SKY_PLACES = 12
-_PARTNERS = 6
+_SKY_FRAMES = 100
+_SKY_PLACES = 10
+_PARTNERS = 12
 
 
 @dataclass(frozen=True)
