@@ -32,7 +32,7 @@ MAX_MODE_ERROR = 0.005
 #: would keep only those that noise has lifted.
 MIN_SIGNAL_TO_NOISE = 15.0
 #: By what share the pattern of a colour is usually stronger or weaker than that of all light, and by what share of
-#: its rms it differs in any other shape.
+#: its rms it may differ in any other shape, if the sky says so.
 COLOUR_STRENGTH, COLOUR_SPREAD = 0.15, 0.03
 #: So many detections at most are used, of the brightest stars of every frame.
 MAX_DETECTIONS = 400_000
@@ -216,16 +216,20 @@ def stars_flat(stars: Detections, n_frames: int, shape: tuple[int, int]) -> Star
 
 
 def _in_colours(white: StarFlat, stars: Detections, n_frames: int, shape: tuple[int, int]) -> StarFlat:
-    """Return the pattern of every colour: what its own stars say, held to that of all light, which is like it."""
-    spread = max(COLOUR_SPREAD * white.rms, 1e-4)
-    variance = np.linalg.inv(white.information[0]) + spread**2 * np.eye(white.modes.shape[1])
-    held = np.linalg.inv(variance + COLOUR_STRENGTH**2 * np.outer(white.amplitudes[0], white.amplitudes[0]))
+    """Return the pattern of every colour: that of all light, as strong as the colour's own stars say.
+
+    They are too faint to be asked more; a wrong slope of one colour against another would show as coloured fans.
+    """
+    usual = white.amplitudes[0]
+    variance = np.linalg.inv(white.information[0]) + (COLOUR_SPREAD * white.rms) ** 2 * np.eye(usual.size)
     amplitudes, information = [], []
     for flux, error in zip(stars.flux.T, stars.error.T, strict=True):
         own = _solve_channel(_usable(stars, flux, error, n_frames), n_frames, shape)
-        information.append(held + white.modes.T @ own.information @ white.modes)
-        pull = held @ white.amplitudes[0] + white.modes.T @ own.pull
-        amplitudes.append(np.linalg.solve(information[-1], pull))
+        pattern = white.modes @ usual
+        certainty = pattern @ own.information @ pattern + 1.0 / COLOUR_STRENGTH**2
+        stronger = pattern @ (own.pull - own.information @ pattern) / certainty
+        amplitudes.append((1.0 + stronger) * usual)
+        information.append(np.linalg.inv(variance + np.outer(usual, usual) / certainty))
     amplitudes, information = np.stack(amplitudes), np.stack(information)
     return replace(white, terms=amplitudes @ white.modes.T, amplitudes=amplitudes, information=information)
 

@@ -252,7 +252,8 @@ def box_colours(run):
 
 
 def test_there_are_no_coloured_fans(tmp_path):
-    spec = replace(ROTATED, color=True, frame_shape=(400, 520), star_density=1400.0)
+    """What is left above the noise are slopes, which planes of a match would take."""
+    spec = replace(ROTATED, color=True, frame_shape=(400, 520), star_density=700.0)
     survey_in(tmp_path / "frames", spec)
     auto = Run(tmp_path / "frames", tmp_path / "auto")
     off = Run(tmp_path / "frames", tmp_path / "off", replace(TWO_WORKERS, flat_from_frames="off"))
@@ -261,7 +262,7 @@ def test_there_are_no_coloured_fans(tmp_path):
     fans, without, floor = (box_colours(run).std(axis=1) for run in (auto, off, clear))
     assert (without > 3.0 * floor).all()
     assert (fans < 1.8 * floor).all()
-    assert (fans < 0.4 * without).all()
+    assert (np.sqrt(fans**2 - floor**2) < 0.25 * np.sqrt(without**2 - floor**2)).all()
 
 
 @pytest.mark.parametrize("kind", ["mono", "GRBG", "cube", "mixture"])
