@@ -51,7 +51,7 @@ from zemosaic_outputs import (
     write_residual,
     write_viewer,
 )
-from zemosaic_passes import NOTHING, match_all, measure_all, read_frames, refine_all
+from zemosaic_passes import NOTHING, flatten_all, match_all, measure_all, read_frames, refine_all
 from zemosaic_reproject import Canvas, optimal_canvas
 from zemosaic_runbook import RunBook
 from zemosaic_stack_pool import DeviceAccess, DeviceReport, StackPool, device_of_process
@@ -94,6 +94,7 @@ class GridSettings:
     use_gpu: bool = False
     gpu_decided_by: str | None = None
     rgb_equalize: bool = False
+    flat_from_frames: str = "auto"
     save_uint16: bool = False
     legacy_rgb_cube: bool = False
     overwrite: bool = False
@@ -128,6 +129,7 @@ class GridSettings:
             use_gpu=config["use_gpu_grid"],
             gpu_decided_by=config.gpu_decided_by,
             rgb_equalize=config["grid_rgb_equalize"],
+            flat_from_frames=config["flat_from_frames"],
             save_uint16=config["save_final_as_uint16"],
             legacy_rgb_cube=config["legacy_rgb_cube"],
             overwrite=overwrite,
@@ -367,6 +369,8 @@ class _GridRun:
                         measured = measure_all(pool, records, canvas, n_channels, book)
                 with book.phase("refine"):
                     measured = refine_all(measured, canvas, settings.refine_wcs, book)
+                with book.phase("flat"):
+                    measured = flatten_all(measured, settings.flat_from_frames, book)
                 with book.phase("match"):
                     matched = match_all(measured, canvas, settings.match_options(n_channels), book)
                     canvas = matched.canvas

@@ -137,6 +137,9 @@ OPTIONS: tuple[Option, ...] = (
            unit="px", minimum=0, maximum=1000, advanced=True),
     Option("grid_rgb_equalize", "bool", False, _GRID, "Bring the mosaic's colour channels to one sky level.",
            stand_ins=("poststack_equalize_rgb",)),
+    Option("flat_from_frames", "choice", "auto", _GRID,
+           "Find the vignetting of each instrument in its own frames and divide it out: auto = if it is "
+           "significant, on = whatever can be told.", choices=("auto", "on", "off")),
     Option("resampling_kernel", "choice", "lanczos3", _GRID, "Kernel that resamples frames onto the canvas.",
            choices=("lanczos3", "bilinear")),
     Option("canvas_orientation", "choice", "north_up", _GRID,

@@ -60,6 +60,39 @@ def _phases(colours: Any) -> Iterator[tuple[tuple[int, int], tuple[slice, slice]
             yield (dy, dx), (slice(dy, None, 2), slice(dx, None, 2)), int(colours[dy, dx])
 
 
+def flattened(raw: Array, colours: Any, rows: Any, columns: Any, pedestal: float) -> Array:
+    """Return a raw section with its vignetting undone; bit for bit the compiled result.
+
+    Parameters
+    ----------
+    raw : array, shape (ny, nx), float32
+        NaN = no data, and stays. Not altered.
+    colours : ndarray of the host, shape (2, 2), int
+        Colour index of each phase of the cell; all zero for one plane of one colour.
+    rows, columns : arrays like `raw`, shapes (c, d, ny) and (nx,), float64
+        From `zemosaic_flat.section_polynomials`, for this section.
+    pedestal : float
+
+    Returns
+    -------
+    array, shape (ny, nx), float32
+    """
+    xp = namespace_of(raw)
+    out = xp.empty_like(raw)
+    for (dy, dx), at, colour in _phases(colours):
+        powers, u = rows[colour, :, dy::2], columns[dx::2]
+        factor = xp.zeros(raw[at].shape, dtype=xp.float64)
+        for k in range(powers.shape[0] - 1, -1, -1):
+            factor *= u
+            factor += powers[k][:, None]
+        value = raw[at].astype(xp.float64)
+        value -= pedestal
+        value *= factor
+        value += pedestal
+        out[at] = value.astype(xp.float32)
+    return out
+
+
 def replace_isolated(raw: Array, colours: Any, sky: Any, noise: Any, threshold: float) -> Array:
     """Return a raw section with hot, dead and single-hit pixels replaced; bit for bit the compiled result.
 

@@ -6,13 +6,16 @@ resamples it. The stacking drivers of the host and of a device share what is sai
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from zemosaic_fits_io import frame_wcs, read_alpha, read_section
-from zemosaic_preprocess import ISOLATED_SIGMA, SUPPORT_PX, bayer_colours, demosaic, replace_isolated
+from zemosaic_flat import section_polynomials
+from zemosaic_preprocess import ISOLATED_SIGMA, SUPPORT_PX, bayer_colours, demosaic, flattened, replace_isolated
 from zemosaic_reproject import (
     KERNEL_REACH_PX,
     Canvas,
@@ -25,20 +28,24 @@ from zemosaic_reproject import (
     section_for,
 )
 from zemosaic_stack_core import normalise, radial_weight
-from zemosaic_types import FrameRecord, FrameSolution, Rect
+from zemosaic_types import FlatModel, FrameRecord, FrameSolution, Rect
 
 MONO = np.zeros((2, 2), dtype=np.int64)
 
 
 @dataclass(frozen=True, slots=True)
 class StackFrame:
-    """A frame as the stack needs it; `sky` and `noise` are of one original pixel, a value a channel."""
+    """A frame as the stack needs it; `sky` and `noise` are of one original pixel, a value a channel.
+
+    With a `flat` they are those of the frame after it was divided out.
+    """
 
     record: FrameRecord
     placement: Placement
     solution: FrameSolution
     sky: tuple[float, ...]
     noise: tuple[float, ...]
+    flat: FlatModel | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +109,7 @@ class FrameSource:
         if section.empty:
             samples[...] = np.nan
             return
-        planes = self._prepared(self.read(section))
+        planes = self._prepared(self.read(section), section)
         samples[...] = resample(planes, section, self.header.shape, self.grid, part, kernel=self.kernel)
         normalise(samples, np.array(self.frame.solution.gain), *self.ramps(part))
 
@@ -120,14 +127,20 @@ class FrameSource:
         columns = slope_x * (np.arange(part.x0, part.x1) - solution.centre[0])
         return rows.astype(np.float32), columns.astype(np.float32)
 
-    def _prepared(self, raw: np.ndarray) -> np.ndarray:
+    def flat_of(self, section: Rect) -> tuple[np.ndarray, np.ndarray, float] | None:
+        """Return what `flattened` needs of a section (rows, columns, pedestal), None without a flat."""
+        flat = self.frame.flat
+        return None if flat is None else (*section_polynomials(flat, section), flat.pedestal)
+
+    def _prepared(self, raw: np.ndarray, section: Rect) -> np.ndarray:
         """Return the planes of a section, (c, h, w) float32."""
+        planes = np.ascontiguousarray(raw, dtype=np.float32)
+        flat = self.flat_of(section)
         if self.colours is None:
-            return np.ascontiguousarray(raw, dtype=np.float32)
+            return planes if flat is None else flattened_planes(flattened, planes, *flat)
+        whole = planes[0] if flat is None else flattened(planes[0], self.colours, *flat)
         sky, noise = np.array(self.frame.sky), np.array(self.frame.noise)
-        clean = replace_isolated(
-            np.ascontiguousarray(raw[0], dtype=np.float32), self.colours, sky, noise, ISOLATED_SIGMA
-        )
+        clean = replace_isolated(whole, self.colours, sky, noise, ISOLATED_SIGMA)
         return clean[None] if self.colours is MONO else demosaic(clean, self.colours)
 
     def pixel_weights(self, part: Rect, radial: RadialWeight | None, feather_px: float) -> np.ndarray:
@@ -157,6 +170,14 @@ class FrameSource:
         x, y = frame_positions(self.grid, part)
         radius = np.hypot(x - 0.5 * (nx - 1), y - 0.5 * (ny - 1)) / (0.5 * np.hypot(nx, ny))
         return radial_weight(radius, feather=radial.feather, power=radial.power, floor=radial.floor)
+
+
+def flattened_planes(flattened: Callable, planes: Any, rows: Any, columns: Any, pedestal: float) -> Any:
+    """Return planes (c, h, w) of one colour each with the flat divided out, by either form of `flattened`."""
+    out = planes.copy()
+    for c in range(planes.shape[0]):
+        out[c] = flattened(planes[c], MONO, rows[c : c + 1], columns, pedestal)
+    return out
 
 
 def _colours(frame: StackFrame) -> np.ndarray | None:

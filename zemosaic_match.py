@@ -241,9 +241,8 @@ def _stack_frame(
         gradient=tuple(map(tuple, match.gradient[k].tolist())) if match.gradient[k].any() else (),
         centre=tuple(geometry.centre[k].tolist()),
     )
-    return StackFrame(
-        m.record, m.placement, solution, tuple(m.measure.sky.tolist()), tuple(m.measure.noise.tolist())
-    )
+    sky, noise = (tuple(values.tolist()) for values in (m.measure.sky, m.measure.noise))
+    return StackFrame(m.record, m.placement, solution, sky, noise, m.flat)
 
 
 def _photon_variance(m: MeasuredFrame) -> np.ndarray:

@@ -19,7 +19,7 @@ from zemosaic_preprocess import (
 )
 from zemosaic_registration import APERTURE_FWHM, StarList, aperture_fluxes, find_stars, subtract_background
 from zemosaic_reproject import Canvas, Placement, canvas_to_frame, frame_to_canvas, place
-from zemosaic_types import FrameError, FrameRecord, LeftOut, Rect
+from zemosaic_types import FlatModel, FrameError, FrameRecord, LeftOut, Rect
 
 _MIN_VALID_SHARE = 0.05
 _SATURATED_SHARE = 0.9
@@ -62,13 +62,15 @@ class _Planes:
 class MeasuredFrame:
     """A frame that can be used: what it is, what was measured in it, and where it lies on the canvas.
 
-    `cell_px` is the spacing of the canvas's coarse cells, the same for all frames.
+    `cell_px` is the spacing of the canvas's coarse cells, the same for all frames. With a `flat`, `measure` is
+    that of the frame after it was divided out.
     """
 
     record: FrameRecord
     measure: FrameMeasure
     placement: Placement
     cell_px: int
+    flat: FlatModel | None = None
 
 
 def cell_size_px(shapes: list[tuple[int, int]]) -> int:

@@ -209,6 +209,7 @@ class RunSummary:
     settings: dict
     rows: list[LedgerRow]
     saturation: float
+    flats: tuple[dict, ...] = ()
 
     @property
     def used(self) -> list[LedgerRow]:
@@ -489,6 +490,11 @@ def write_ledger(paths: ProductPaths, summary: RunSummary) -> None:
     write_text(paths.ledger, ledger_text(summary.rows, summary.n_channels))
 
 
+def _finite(values: dict) -> dict:
+    """Return values as JSON knows them: None for what is not known."""
+    return {k: None if isinstance(v, float) and not np.isfinite(v) else v for k, v in values.items()}
+
+
 def write_report(
     paths: ProductPaths,
     summary: RunSummary,
@@ -509,6 +515,7 @@ def write_report(
         "seconds": {name: round(value, 3) for name, value in result.seconds.items()},
         "peak_memory_bytes": peak_memory_bytes,
         "frames": {"planned": result.n_planned, "used": result.n_used},
+        "flats": [_finite(flat) for flat in summary.flats],
         "tiles": {"total": n_tiles, "failed": [asdict(failure) for failure in result.failed_tiles]},
         "left_out": [asdict(item) for item in result.left_out],
     }

@@ -11,6 +11,7 @@ import numpy as np
 
 from parallel_utils import Outcome, TaskPool, check_cancelled, peak_memory_bytes
 from zemosaic_events import RunStarted
+from zemosaic_flat_frames import flatten_frames
 from zemosaic_frame_source import StackFrame
 from zemosaic_ledger import AS_SUGGESTED
 from zemosaic_match import MatchedFrames, MatchOptions, match_frames
@@ -174,6 +175,18 @@ def _say_agreement(refined: Refined, book: RunBook) -> None:
         )
     else:
         book.say(f"stars: frames agree to {refined.before_px:.2f} px; their WCS are taken as they are")
+
+
+def flatten_all(measured: list[MeasuredFrame], mode: str, book: RunBook) -> list[MeasuredFrame]:
+    """Divide the vignetting of every instrument out of what its frames measured; tell what was found.
+
+    See `flatten_frames` for `mode`. The frames carry their flats into the stack.
+    """
+    measured, flats = flatten_frames(measured, mode)
+    book.flats = flats
+    for flat in flats:
+        book.say(flat.sentence)
+    return measured
 
 
 def match_all(

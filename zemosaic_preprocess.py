@@ -126,6 +126,37 @@ def _iterated_median(values: np.ndarray) -> float:
 
 
 @nb.njit(cache=True, nogil=True)
+def flattened(raw, colours, rows, columns, pedestal):
+    """Return a raw section with its vignetting undone: ``pedestal + (value - pedestal) * Q`` of its own colour.
+
+    Parameters
+    ----------
+    raw : ndarray, shape (ny, nx), float32
+        NaN = no data, and stays.
+    colours : ndarray, shape (2, 2), int64
+        Colour index of each phase of the cell; all zero for one plane of one colour.
+    rows, columns : ndarray, shapes (c, d, ny) and (nx,), float64
+        From `zemosaic_flat.section_polynomials`, for this section.
+    pedestal : float
+
+    Returns
+    -------
+    ndarray, shape (ny, nx), float32
+    """
+    ny, nx = raw.shape
+    out = np.empty_like(raw)
+    for y in range(ny):
+        for phase in range(2):
+            powers = rows[colours[y & 1, phase], :, y]
+            for x in range(phase, nx, 2):
+                factor = powers[-1]
+                for k in range(powers.size - 2, -1, -1):
+                    factor = factor * columns[x] + powers[k]
+                out[y, x] = (raw[y, x] - pedestal) * factor + pedestal
+    return out
+
+
+@nb.njit(cache=True, nogil=True)
 def replace_isolated(raw, colours, sky, noise, threshold):
     """Return a copy of a raw section with hot, dead and single-hit pixels replaced.
 

@@ -18,6 +18,10 @@ logger = logging.getLogger("ZeMosaicWorker.registration")
 #: light whatever the seeing.
 APERTURE_FWHM = 2.0
 
+# Around an aperture, in units of its radius; brighter pixels belong to other stars.
+_RING = (1.25, 2.5)
+_RING_SIGMA = 5.0
+
 _MESH_PX = 64
 _THRESHOLD_SIGMA = 3.0
 _MAX_STARS = 500
@@ -128,6 +132,9 @@ def aperture_fluxes(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return fluxes in circular apertures and their background noise, NaN where an aperture is not whole.
 
+    The mean of a ring around each star is taken off: a mesh background cannot follow a nebula, and leaves to a
+    star a share of it that changes with the place of the mesh, from frame to frame.
+
     Parameters
     ----------
     residual, mask : ndarray, shape (ny, nx)
@@ -139,5 +146,23 @@ def aperture_fluxes(
         Standard deviation of a pixel.
     """
     flux, error, flag = sep.sum_circle(residual, x, y, radius, err=noise, mask=mask)
+    background, area = _ring_means(residual, mask, x, y, radius, noise)
+    disk = np.pi * radius**2
     broken = (flag & (sep.APER_TRUNC | sep.APER_HASMASKED)) != 0
+    broken |= ~(area > disk)
+    flux = flux - background * disk
+    with np.errstate(divide="ignore"):
+        error = error * np.sqrt(1.0 + disk / area)
     return np.where(broken, np.nan, flux), np.where(broken, np.nan, error)
+
+
+def _ring_means(
+    residual: np.ndarray, mask: np.ndarray, x: np.ndarray, y: np.ndarray, radius: float, noise: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return means of rings around stars, their pixels held within `_RING_SIGMA`, and the area that has data."""
+    there = (~mask).astype(np.float32)
+    held = np.clip(residual, -_RING_SIGMA * noise, _RING_SIGMA * noise) * there
+    inner, outer = (factor * radius for factor in _RING)
+    total, area = (sep.sum_circann(plane, x, y, inner, outer, subpix=1)[0] for plane in (held, there))
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return total / area, area

@@ -9,8 +9,10 @@ import logging
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 
 from zemosaic_events import CancelToken, Emitter, FrameLeftOut, Message, PhaseProgress, TileFailed
+from zemosaic_flat_frames import InstrumentFlat
 from zemosaic_outputs import LedgerRow, ProductPaths, RunSummary
 from zemosaic_reproject import Canvas
 from zemosaic_types import FrameRecord, LeftOut, OutputError, RunResult, TileFailure
@@ -46,6 +48,8 @@ class RunBook:
     failed_tiles : list of TileFailure
     seconds : dict
         Wall time of each finished phase.
+    flats : list of InstrumentFlat
+        What became of the flat of each instrument.
     peak_memory_bytes : dict
         Of the ``"main"`` process and of the largest ``"worker"``.
     """
@@ -57,6 +61,7 @@ class RunBook:
         self.rows: dict[str, LedgerRow] = {}
         self.left_out: list[LeftOut] = []
         self.failed_tiles: list[TileFailure] = []
+        self.flats: list[InstrumentFlat] = []
         self.seconds: dict[str, float] = {}
         self.peak_memory_bytes = {"main": 0, "worker": 0}
 
@@ -153,7 +158,8 @@ class RunBook:
     def summary(self, canvas: Canvas, n_channels: int, settings: dict, saturation: float) -> RunSummary:
         """Return what headers and the report say about the run."""
         rows = sorted(self.rows.values(), key=lambda row: row.frame_id or row.path)
-        return RunSummary(canvas, n_channels, settings, rows, saturation)
+        flats = tuple(asdict(flat) for flat in self.flats)
+        return RunSummary(canvas, n_channels, settings, rows, saturation, flats)
 
     def result(self) -> RunResult:
         """Return what the run leaves behind."""

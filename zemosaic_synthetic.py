@@ -27,6 +27,8 @@ from zemosaic_types import ConfigError, OutputError
 SIGMA_PER_FWHM = 1.0 / np.sqrt(8.0 * np.log(2.0))
 BAYER_CHANNELS = np.array([[1, 0], [2, 1]])  # GRBG: plane (0 R, 1 G, 2 B) of each pixel of the 2 x 2 cell
 SKY_COLOUR = (0.85, 1.0, 0.75)  # sky light of the R, G, B pixels relative to the frame's sky level
+VIGNETTE_CENTRE = (0.08, -0.05)  # (x, y) of the brightest place, in half diagonals off the detector's centre
+VIGNETTE_COLOUR = (0.92, 1.0, 1.1)  # how fast R, G, B fall off, relative to green
 SIP_FRACTION = 0.003  # distortion at the corners, relative to their distance from the centre
 
 _STAR_SLOPE = 0.5  # N(> flux) falls as flux ** -slope
@@ -76,6 +78,8 @@ class SurveySpec:
         Hits in each frame.
     trail_fraction, trail_adu, trail_sigma_px
         Fraction of frames with a satellite trail, range of the trails' peaks, width of their profile.
+    vignetting : float
+        Part of the light that the corners of the detector lose; see `vignette`.
     sip : bool
         Add a SIP distortion of `SIP_FRACTION` at the corners (about 3 px on a frame of 1080 x 1920).
 
@@ -112,6 +116,7 @@ class SurveySpec:
     trail_fraction: float = 0.2
     trail_adu: tuple[float, float] = (300.0, 3000.0)
     trail_sigma_px: float = 1.3
+    vignetting: float = 0.0
     sip: bool = False
     exptime_s: float = 10.0
 
@@ -123,6 +128,8 @@ class SurveySpec:
             raise ConfigError(f"frame_shape {ny} x {nx}: at least 16 px a side, even numbers for colour")
         if not 0.0 <= self.overlap_fraction < 1.0:
             raise ConfigError(f"overlap_fraction {self.overlap_fraction} is not in 0 <= overlap < 1")
+        if not 0.0 <= self.vignetting < 0.9:
+            raise ConfigError(f"vignetting {self.vignetting} is not in 0 <= vignetting < 0.9")
         for name in ("fwhm_px", "transparency", "sky_adu", "star_flux", "trail_adu"):
             low, high = getattr(self, name)
             if not 0.0 < low <= high:
@@ -392,7 +399,27 @@ def render_planes(source: Survey | SurveySpec, index: int) -> np.ndarray:
     ramp = slope_x * (np.arange(nx) - (nx - 1) / 2) + slope_y * (np.arange(ny) - (ny - 1) / 2)[:, None]
     for plane, sky, colour in zip(planes, frame.sky_adu, _channels(spec, 1.0, SKY_COLOUR), strict=True):
         plane += spec.pedestal_adu + sky + colour * ramp
+    if spec.vignetting:
+        planes = spec.pedestal_adu + (planes - spec.pedestal_adu) * vignette(spec)
     return planes
+
+
+def vignette(spec: SurveySpec) -> np.ndarray:
+    """Return the share of the light that reaches each pixel, ``(c, ny, nx)`` float64.
+
+    It falls with the fourth power of the cosine of an angle, around a point a little off the centre, a little
+    faster for blue light than for red, and is about ``1 - vignetting`` at the corners of the green plane.
+    Trails and cosmic rays are drawn without it.
+    """
+    ny, nx = spec.frame_shape
+    corner = np.hypot(nx, ny) / 2
+    x = (np.arange(nx) - (nx - 1) / 2) / corner - VIGNETTE_CENTRE[0]
+    y = (np.arange(ny)[:, None] - (ny - 1) / 2) / corner - VIGNETTE_CENTRE[1]
+    squared = x * x + y * y
+    steepness = 1.0 / np.sqrt(1.0 - spec.vignetting) - 1.0  # cos**4 = (1 + tan**2)**-2
+    corners = squared[[0, 0, -1, -1], [0, -1, 0, -1]].mean()
+    tints = np.array(_channels(spec, 1.0, VIGNETTE_COLOUR))[:, None, None]
+    return (1.0 + tints * steepness * squared / corners) ** -2.0
 
 
 def sample_bayer(planes: np.ndarray) -> np.ndarray:

@@ -227,6 +227,20 @@ class FrameSolution:
 
 
 @dataclass(frozen=True, slots=True)
+class FlatModel:
+    """What undoes the vignetting of an instrument: a value becomes ``pedestal + (value - pedestal) * Q``.
+
+    ``Q`` is the sum of ``coefficients[c][j][i] * v**j * u**i`` for colour plane c of the frame; ``(u, v)`` is the
+    pixel's distance (x, y) from the middle of the detector in units of half its diagonal. `shape` is the frames'
+    ``(ny, nx)``. See `zemosaic_flat`.
+    """
+
+    shape: tuple[int, int]
+    coefficients: tuple[tuple[tuple[float, ...], ...], ...]
+    pedestal: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
 class TileFailure:
     """A tile that is missing from the mosaic, and why."""
 

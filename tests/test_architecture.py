@@ -34,6 +34,7 @@ FLOORS = [
         "zemosaic_preview",
         "zemosaic_harm",
         "zemosaic_drawings",
+        "zemosaic_flat",
     },
     {"zemosaic_tiling", "zemosaic_frame_arrays"},
     {
@@ -45,7 +46,7 @@ FLOORS = [
         "zemosaic_wcs_correction",
     },
     {"zemosaic_align_stack_gpu", "zemosaic_ledger"},
-    {"zemosaic_align_stack", "zemosaic_report_page"},
+    {"zemosaic_align_stack", "zemosaic_flat_frames", "zemosaic_report_page"},
     {"zemosaic_match", "zemosaic_refine", "zemosaic_runbook", "zemosaic_report"},
     {"zemosaic_passes", "zemosaic_stack_pool"},
     {"grid_mode"},

@@ -145,7 +145,8 @@ def test_the_ledger_and_the_report_account_for_every_frame(colour):
         assert float(row["weight_g"]) > 0
     report = json.loads(run.paths.report.read_text(encoding="utf-8"))
     assert report["frames"] == {"planned": COLOUR.count, "used": COLOUR.count}
-    assert set(report["seconds"]) == {"plan", "canvas", "measure", "refine", "match", "stack", "assemble"}
+    phases = {"plan", "canvas", "measure", "refine", "flat", "match", "stack", "assemble"}
+    assert set(report["seconds"]) == phases
     assert report["peak_memory_bytes"]["worker"] > 10**7
     assert report["settings"]["kernel"] == "lanczos3"
     assert {"zemosaic", "python", "numpy", "astropy"} <= set(report["software"])
