@@ -33,7 +33,6 @@ CELLS_ACROSS = 8
 RIM = 0.08
 
 _BATCH_CELLS = 200_000  # of frames looked at together
-_NEIGHBOURS_FIRST = 16
 _NEGLIGIBLE_PX2 = 1.0
 
 
@@ -290,14 +289,16 @@ def _changes(whole: np.ndarray, rest: np.ndarray) -> tuple[np.ndarray, np.ndarra
 
 def _opens_hole(polygon: shapely.Geometry, others: np.ndarray, rim_px: float) -> bool:
     """Whether a part of the polygon that no other covers lies deeper than the rim of them all together."""
-    centre = shapely.centroid(polygon)
-    nearest = np.argsort(shapely.distance(shapely.centroid(others), centre), kind="stable")
-    few = shapely.union_all(others[nearest[:_NEIGHBOURS_FIRST]])
-    if shapely.area(shapely.difference(polygon, few)) <= _NEGLIGIBLE_PX2:
-        return False
-    rest = shapely.union_all(others)
-    lost = shapely.difference(polygon, rest)
-    deep = shapely.buffer(shapely.union(rest, polygon), -rim_px)
+    distance = shapely.distance(shapely.centroid(others), shapely.centroid(polygon))
+    lost = polygon
+    for other in others[np.argsort(distance, kind="stable")]:
+        lost = shapely.difference(lost, other)
+        if shapely.area(lost) <= _NEGLIGIBLE_PX2:
+            return False
+    # Only the surroundings of what is lost matter; what is cut off there is too far away for the rim.
+    around = shapely.buffer(lost, 2.0 * rim_px)
+    whole = shapely.union_all(shapely.intersection(np.append(others, polygon), around))
+    deep = shapely.buffer(whole, -rim_px)
     return bool(shapely.area(shapely.intersection(lost, deep)) > _NEGLIGIBLE_PX2)
 
 
