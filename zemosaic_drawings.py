@@ -23,7 +23,7 @@ _SHORTEST_NIGHT_S = 900.0
 _NIGHT_MARGIN = 0.08  # of the mean night, between two nights
 _MAX_LABELS = 5
 _MINUTES = (1, 2, 5, 10, 15, 30, 60, 120, 180, 240)
-_WIDTH, _HEIGHT, _LEFT, _RIGHT, _TOP, _BOTTOM = 420, 140, 44, 6, 8, 20
+_WIDTH, _HEIGHT, _LEFT, _RIGHT, _TOP, _BOTTOM = 420, 140, 48, 6, 8, 20
 
 
 def coloured(values: np.ndarray, limits: tuple[float, float], anchors: tuple) -> np.ndarray:
@@ -58,7 +58,7 @@ def ticks(low: float, high: float, count: int = 4) -> list[float]:
     power = 10.0 ** math.floor(math.log10(raw))
     step = next(power * m for m in (1, 2, 2.5, 5, 10) if power * m >= raw * 0.999)
     first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
-    return [round(k * step, 12) for k in range(first, last + 1)]
+    return [float(f"{k * step:.10g}") for k in range(first, last + 1)]
 
 
 def number(value: float, digits: int = 3) -> str:

@@ -1,10 +1,11 @@
 """Ledgers made up for tests: rows as a run writes them, with culprits where a test wants them."""
 
-import numpy as np
-from astropy.io import fits
-from astropy.wcs import WCS
+from pathlib import Path
 
-from zemosaic_fits_products import read_product_header, read_product_wcs
+import numpy as np
+
+from zemosaic_fits_io import frame_wcs, read_frame_header
+from zemosaic_fits_products import read_product_wcs
 from zemosaic_ledger import read_ledger
 from zemosaic_outputs import LedgerRow, RunSummary, ledger_text
 from zemosaic_reproject import Canvas
@@ -58,17 +59,14 @@ def summary_of(rows, channels=1):
 
 
 def add_outlines(paths):
-    """Write into a run's ledger where its frames lie, as later versions do."""
+    """Write into a run's ledger where its frames lie, where it does not say so itself."""
     rows, n_channels = read_ledger(paths.ledger)
     mosaic = read_product_wcs(paths.mosaic)
-    assert read_product_header(paths.mosaic)["CTYPE1"] == "RA---TAN"
     for row in rows:
-        if row.used:
-            header = fits.getheader(row.path)
-            nx, ny = header["NAXIS1"], header["NAXIS2"]
+        if row.used and not row.outline:
+            header = read_frame_header(Path(row.path))
+            ny, nx = header.shape
             x, y = [-0.5, nx - 0.5, nx - 0.5, -0.5], [-0.5, -0.5, ny - 0.5, ny - 0.5]
-            text = "\n".join(f"{card}" for card in header.cards if card.keyword not in ("MJD-OBS", "DATE-OBS"))
-            wcs = WCS(fits.Header.fromstring(text, sep="\n"))
-            corners = np.transpose(mosaic.all_world2pix(*wcs.all_pix2world(x, y, 0), 0))
+            corners = np.transpose(mosaic.all_world2pix(*frame_wcs(header).all_pix2world(x, y, 0), 0))
             row.outline = " ".join(f"{value:.2f}" for value in corners.ravel())
     paths.ledger.write_text(ledger_text(rows, n_channels), encoding="utf-8")
