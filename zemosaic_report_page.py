@@ -68,7 +68,7 @@ def page(content: PageContent) -> str:
         _maps(content),
         _plots(content),
         _table(content),
-        _listing("Left out", ("frame", "reason"), content.left_out),
+        _listing("Left out, whole or in part", ("frame", "reason"), content.left_out),
         _listing("Missing tiles", ("tile", "reason"), content.failed_tiles),
         _notes(content),
     ]
@@ -392,7 +392,8 @@ th.group{color:var(--soft);padding-top:12px}.levels{width:100%}
 th[data-sort]{cursor:pointer}th small{display:block;font-weight:400}
 th[aria-sort=ascending]::before{content:"↑ "}th[aria-sort=descending]::before{content:"↓ "}
 .frames td{white-space:nowrap}.frames tbody th{min-width:200px;max-width:320px;overflow-wrap:anywhere}
-.frames th,.frames td{padding:4px 8px}
+.frames th,.frames td{padding:4px 8px}.frames th:first-child{position:sticky;left:0;background:var(--card)}
+.frames thead th:first-child{z-index:1}tr.suggested th:first-child{background:var(--tint)}
 tr.suggested{background:var(--tint)}tr.suggested th{color:var(--culprit);font-weight:600}
 figure{margin:0;background:var(--card);border:1px solid var(--rule);border-radius:8px;padding:12px}
 figcaption{display:flex;justify-content:space-between;align-items:baseline;gap:12px;margin-bottom:6px}

@@ -202,7 +202,7 @@ def test_frames_left_out_and_missing_tiles_stand_with_their_reasons(tmp_path):
     failed = (TileFailure(4, "the disk /mnt/secret place/out/tiles is full"),)
     html = page_of(finished(tmp_path / "out", rows, failed=failed))
     words = words_of(tree_of(html))
-    assert "Left out: 2" in words
+    assert "Left out, whole or in part: 2" in words
     assert "no celestial WCS in the file or beside it" in words
     assert "missing from tile 2: Light_0005.fit: damaged" in words
     assert "Missing tiles: 1" in words
@@ -370,6 +370,21 @@ def test_a_plot_draws_every_known_value_inside_its_frame():
     assert words_of(find(drawing, "circle")[0]) == "<3>: 5.00"
     for flat in (np.full(5, 7.0), np.zeros(5), np.full(5, np.nan)):
         ElementTree.fromstring(scatter(axis, flat, [], str, ""))
+
+
+@pytest.mark.parametrize("max_px", [640, 10])
+def test_a_map_of_cells_lies_where_its_wcs_puts_it(tmp_path, monkeypatch, max_px):
+    monkeypatch.setattr("zemosaic_report._MAP_PX", max_px)
+    paths = finished(tmp_path / "out", rows_of())
+    cells = fits.PrimaryHDU(np.ones((14, 20), np.float32))
+    # Cells of 32 px whose centres are at multiples of 32, counted from 0.
+    cells.header["CDELT2"], cells.header["CRPIX1"] = 32 * CANVAS.scale_deg, (CANVAS.crpix[0] - 1) / 32 + 1
+    cells.header["CRPIX2"] = (CANVAS.crpix[1] - 1) / 32 + 1
+    cells.writeto(paths.residual, overwrite=True)
+    picture = find(tree_of(page_of(paths)), "svg", **{"class": "map"})[2].find("image")
+    x, y, width, height = (float(picture.get(key)) for key in ("x", "y", "width", "height"))
+    assert (x, width, height) == pytest.approx((-15.5, 640, 448))
+    assert y + height == pytest.approx(400 + 15.5)
 
 
 @pytest.mark.parametrize(("low", "high"), [(0.0, 1.0), (-3.2, 8.1), (900.0, 1101.0), (1e-9, 3e-9), (0.0, 2e6)])
