@@ -22,6 +22,7 @@ _NIGHT_GAP_S = 4 * 3600.0
 _SHORTEST_NIGHT_S = 900.0
 _NIGHT_MARGIN = 0.08  # of the mean night, between two nights
 _MAX_LABELS = 5
+_CROWD = 1500  # dots in a plot, that are drawn smaller
 _MINUTES = (1, 2, 5, 10, 15, 30, 60, 120, 180, 240)
 _WIDTH, _HEIGHT, _LEFT, _RIGHT, _TOP, _BOTTOM = 420, 140, 48, 6, 8, 20
 
@@ -169,12 +170,14 @@ def scatter(
     usual = shown.copy()
     usual[culprits] = False
     dots = dict.fromkeys(f"M{a:g} {b:g}h0" for a, b in zip(x[usual].tolist(), y[usual].tolist(), strict=True))
-    parts.append(f'<path class="dots" d="{"".join(dots)}"/>')
+    crowded = usual.sum() > _CROWD
+    parts.append(f'<path class="{"dots many" if crowded else "dots"}" d="{"".join(dots)}"/>')
+    radius = 2.5 if crowded else 4
     for k in culprits:
         if shown[k]:
             title = f"{escape(names(k))}: {number(float(values[k]))}"
             parts.append(
-                f'<circle class="culprit" cx="{x[k]:g}" cy="{y[k]:g}" r="4"><title>{title}</title></circle>'
+                f'<circle class="culprit" cx="{x[k]:g}" cy="{y[k]:g}" r="{radius}"><title>{title}</title></circle>'
             )
     return "".join([*parts, "</svg>"])
 

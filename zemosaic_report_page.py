@@ -171,7 +171,8 @@ def _levels(where: str, now: Levels, without: Levels) -> str:
 def _change(before: float, after: float) -> str:
     if not (np.isfinite(before) and np.isfinite(after) and before > 0):
         return "–"
-    return f"{100 * (after / before - 1):+.1f} %".replace("-", "−")
+    change = round(100 * (after / before - 1), 1) + 0.0  # which makes -0.0 a plain zero
+    return f"{change:+.1f} %".replace("-", "−")
 
 
 def _maps(content: PageContent) -> str:
@@ -410,6 +411,7 @@ figcaption{display:flex;justify-content:space-between;align-items:baseline;gap:1
 .plot{display:block;width:100%}
 .axis{fill:var(--soft);font-size:11px}.line{stroke:var(--rule);fill:none}.night{stroke-dasharray:3 3}
 .dots{stroke:var(--dot);stroke-width:5;stroke-linecap:round;stroke-opacity:.7;fill:none}
+.many{stroke-width:2.5;stroke-opacity:.45}
 .culprit{fill:var(--culprit);stroke:var(--card)}.key{color:var(--culprit)}
 details summary{cursor:pointer;margin:8px 0}
 @media print{.scroll,ol{max-height:none}}
