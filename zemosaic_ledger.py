@@ -133,6 +133,13 @@ class Judgement:
     remembered: dict[str, str]
     placed: int
 
+    def unusual(self) -> list[int]:
+        """Return the frames that are remarked upon but not suggested, worst first."""
+        harm = np.nan_to_num(self.harm.total, nan=-np.inf)
+        order = np.argsort(-harm, kind="stable").tolist()
+        suggested = set(self.suggested)
+        return [k for k in order if self.remarks[k] and k not in suggested]
+
     def to_drop(self) -> dict[str, str]:
         """Return what a run with ``--drop-suggested`` leaves out: reasons by frame id."""
         new = {self.rows[k].frame_id: self.remarks[k] for k in self.suggested}

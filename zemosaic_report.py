@@ -66,6 +66,8 @@ def write_page(folder: Path) -> list[str]:
     told += [f"  {line}" for line in lines[1 : _LISTED_REASONS + 1]]
     if len(lines) > _LISTED_REASONS + 1:
         told.append(f"  and {len(lines) - _LISTED_REASONS - 1} more")
+    if unusual := judgement.unusual():
+        told.append(f"unusual, but not worth leaving out: {len(unusual)}, named in the report")
     if judgement.suggested:
         told.append("to act on it: zemosaic grid INPUT OUTPUT --drop-suggested --overwrite")
     return told

@@ -125,21 +125,38 @@ def _facts(facts: Iterable[tuple[str, str]]) -> str:
 
 
 def _suggestion(content: PageContent) -> str:
-    judgement, names = content.judgement, content.names
-    if not judgement.suggested:
+    judgement, chosen = content.judgement, content.judgement.suggested
+    if not chosen:
         known = _no_suggestion(judgement).removeprefix("none: ")
-        return (
-            f'<section class="verdict"><h2>Nothing to leave out</h2><p>{text(known.capitalize())}.</p></section>'
-        )
-    n, chosen = len(judgement.rows), judgement.suggested
+        known = f"<p>{text(known[0].upper() + known[1:])}.</p>"
+        return f'<section class="verdict"><h2>Nothing to leave out</h2>{known}{_unusual(content)}</section>'
     what = "this frame" if len(chosen) == 1 else f"these {len(chosen)} frames"
-    items = [f"<li><b>{text(names[k])}</b> {text(judgement.remarks[k])}</li>" for k in chosen[:_MAX_LISTED]]
-    if len(chosen) > _MAX_LISTED:
-        items.append(f"<li>and {len(chosen) - _MAX_LISTED} more: see ledger.csv</li>")
     return (
-        f'<section class="verdict some"><h2>Leave {what} of {n:,} out</h2><div class="columns"><div>'
-        f"<ol>{''.join(items)}</ol></div><div>{_prediction(judgement)}</div></div>"
-        "<p>To act on it: <code>zemosaic grid INPUT OUTPUT --drop-suggested --overwrite</code></p></section>"
+        f'<section class="verdict some"><h2>Leave {what} of {len(judgement.rows):,} out</h2><div class="columns">'
+        f"<div><ol>{_named(content, chosen)}</ol></div><div>{_prediction(judgement)}</div></div>"
+        "<p>To act on it: <code>zemosaic grid INPUT OUTPUT --drop-suggested --overwrite</code></p>"
+        f"{_unusual(content)}</section>"
+    )
+
+
+def _named(content: PageContent, frames: list[int]) -> str:
+    """Return frames with what is said of them, as items of a list."""
+    shown = frames[:_MAX_LISTED]
+    items = [f"<li><b>{text(content.names[k])}</b> {text(content.judgement.remarks[k])}</li>" for k in shown]
+    if len(frames) > _MAX_LISTED:
+        items.append(f"<li>and {len(frames) - _MAX_LISTED:,} more: see ledger.csv</li>")
+    return "".join(items)
+
+
+def _unusual(content: PageContent) -> str:
+    frames = content.judgement.unusual()
+    if not frames:
+        return ""
+    count = f"{len(frames):,} {'frame' if len(frames) == 1 else 'frames'}"
+    return (
+        f"<details><summary>Unusual, but not worth leaving out: {count}</summary><p>They weigh too little to do "
+        "harm, still help where they lie, alone cover some of the sky, or are beyond the limit of the suggestion."
+        f"</p><ol>{_named(content, frames)}</ol></details>"
     )
 
 

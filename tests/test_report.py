@@ -181,6 +181,15 @@ def test_a_clean_run_has_nothing_to_leave_out(tmp_path):
     assert 'class="culprit"' not in html
 
 
+def test_frames_that_are_unusual_but_do_no_harm_are_named_apart(tmp_path):
+    cloudy = dict(transparency=0.5, gain=(2.0,), weight=(1 / 3600.0,))
+    paths = finished(tmp_path / "out", rows_of(f7=cloudy))
+    assert write_page(paths.folder)[-1] == "unusual, but not worth leaving out: 1, named in the report"
+    apart = find(tree_of(paths.page.read_text(encoding="utf-8")), "details")[0]
+    assert words_of(apart.find("summary")) == "Unusual, but not worth leaving out: 1 frame"
+    assert words_of(apart.find("ol")).startswith("Light_0007.fit clouds: 50 % of the light lost")
+
+
 def test_a_run_without_the_newer_columns_and_maps_is_reported(tmp_path):
     nothing = dict(
         outline="", match_residual=(), transparency=None, align_residual_px=None, gradient_x=(), date_obs=""
