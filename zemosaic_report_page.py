@@ -104,9 +104,8 @@ def suggestion_lines(judgement: Judgement, names: Sequence[str]) -> list[str]:
         if a > 0
     )
     chosen = len(judgement.suggested)
-    first = (
-        f"leave {'this frame' if chosen == 1 else f'these {chosen} frames'} of {n} out; where they lie: {gains}"
-    )
+    what, where = ("this frame", "it lies") if chosen == 1 else (f"these {chosen} frames", "they lie")
+    first = f"leave {what} of {n} out; where {where}: {gains}"
     return [first, *(f"{names[k]}: {judgement.remarks[k]}" for k in judgement.suggested)]
 
 
@@ -162,7 +161,8 @@ def _unusual(content: PageContent) -> str:
 
 def _prediction(judgement: Judgement) -> str:
     prediction = judgement.prediction
-    where = f"where they lie, {100 * prediction.area:.0f} % of the mosaic"
+    lie = "it lies" if len(judgement.suggested) == 1 else "they lie"
+    where = f"where {lie}, {100 * prediction.area:.0f} % of the mosaic"
     lost = f" {100 * prediction.lost:.1f} % of it, at the rim, would be lost." if prediction.lost else ""
     groups = _levels(where, *prediction.here) + _levels("whole mosaic", *prediction.all)
     return (
@@ -258,7 +258,7 @@ class _Quantity:
     def shown(self, value: float) -> str:
         if self.decimals is None or not np.isfinite(value):
             return number(float(value))
-        return f"{value:.{self.decimals}f}".replace("-", "−")
+        return f"{round(float(value), self.decimals) + 0.0:.{self.decimals}f}".replace("-", "−")  # no -0.0
 
 
 def _quantities(judgement: Judgement) -> list[_Quantity]:
