@@ -22,8 +22,9 @@ _NIGHT_GAP_S = 4 * 3600.0
 _SHORTEST_NIGHT_S = 900.0
 _NIGHT_MARGIN = 0.08  # of the mean night, between two nights
 _MAX_LABELS = 5
+_CROWD = 1500  # dots in a plot, that are drawn smaller
 _MINUTES = (1, 2, 5, 10, 15, 30, 60, 120, 180, 240)
-_WIDTH, _HEIGHT, _LEFT, _RIGHT, _TOP, _BOTTOM = 420, 140, 44, 6, 8, 20
+_WIDTH, _HEIGHT, _LEFT, _RIGHT, _TOP, _BOTTOM = 420, 140, 48, 6, 8, 20
 
 
 def coloured(values: np.ndarray, limits: tuple[float, float], anchors: tuple) -> np.ndarray:
@@ -58,7 +59,7 @@ def ticks(low: float, high: float, count: int = 4) -> list[float]:
     power = 10.0 ** math.floor(math.log10(raw))
     step = next(power * m for m in (1, 2, 2.5, 5, 10) if power * m >= raw * 0.999)
     first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
-    return [round(k * step, 12) for k in range(first, last + 1)]
+    return [float(f"{k * step:.10g}") for k in range(first, last + 1)]
 
 
 def number(value: float, digits: int = 3) -> str:
@@ -169,12 +170,14 @@ def scatter(
     usual = shown.copy()
     usual[culprits] = False
     dots = dict.fromkeys(f"M{a:g} {b:g}h0" for a, b in zip(x[usual].tolist(), y[usual].tolist(), strict=True))
-    parts.append(f'<path class="dots" d="{"".join(dots)}"/>')
+    crowded = usual.sum() > _CROWD
+    parts.append(f'<path class="{"dots many" if crowded else "dots"}" d="{"".join(dots)}"/>')
+    radius = 2.5 if crowded else 4
     for k in culprits:
         if shown[k]:
             title = f"{escape(names(k))}: {number(float(values[k]))}"
             parts.append(
-                f'<circle class="culprit" cx="{x[k]:g}" cy="{y[k]:g}" r="4"><title>{title}</title></circle>'
+                f'<circle class="culprit" cx="{x[k]:g}" cy="{y[k]:g}" r="{radius}"><title>{title}</title></circle>'
             )
     return "".join([*parts, "</svg>"])
 

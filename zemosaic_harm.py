@@ -33,7 +33,6 @@ CELLS_ACROSS = 8
 RIM = 0.08
 
 _BATCH_CELLS = 200_000  # of frames looked at together
-_NEIGHBOURS_FIRST = 16
 _NEGLIGIBLE_PX2 = 1.0
 
 
@@ -244,13 +243,15 @@ class Stack:
         return cell
 
     def opens_hole(self, frame: int, tree: shapely.STRtree) -> bool:
-        """Whether the mosaic would lack a piece without a frame, in any colour, more than at its rim."""
-        polygon, rim = self.places.polygons[frame], self.places.rim_px
-        near = tree.query(polygon.buffer(rim))
-        near = near[self._inside[near] & (near != frame)]
+        """Whether a piece of the mosaic, as it was at first and in any colour, is lost deeper than its rim."""
+        polygons, rim = self.places.polygons, self.places.rim_px
+        near = np.sort(tree.query(polygons[frame].buffer(3.0 * rim)))
         of_colours = [near[self.present[near, c]] for c in np.flatnonzero(self.present[frame])]
-        different = {others.tobytes(): others for others in of_colours}
-        return any(_opens_hole(polygon, self.places.polygons[others], rim) for others in different.values())
+        for members in {colour.tobytes(): colour for colour in of_colours}.values():
+            others = members[self._inside[members] & (members != frame)]
+            if _opens_hole(polygons[frame], polygons[others], polygons[members], rim):
+                return True
+        return False
 
     def levels(self, cells: np.ndarray) -> Levels:
         """Return the mean levels of some cells where there are frames."""
@@ -288,16 +289,17 @@ def _changes(whole: np.ndarray, rest: np.ndarray) -> tuple[np.ndarray, np.ndarra
     )
 
 
-def _opens_hole(polygon: shapely.Geometry, others: np.ndarray, rim_px: float) -> bool:
-    """Whether a part of the polygon that no other covers lies deeper than the rim of them all together."""
-    centre = shapely.centroid(polygon)
-    nearest = np.argsort(shapely.distance(shapely.centroid(others), centre), kind="stable")
-    few = shapely.union_all(others[nearest[:_NEIGHBOURS_FIRST]])
-    if shapely.area(shapely.difference(polygon, few)) <= _NEGLIGIBLE_PX2:
-        return False
-    rest = shapely.union_all(others)
-    lost = shapely.difference(polygon, rest)
-    deep = shapely.buffer(shapely.union(rest, polygon), -rim_px)
+def _opens_hole(polygon: shapely.Geometry, others: np.ndarray, everyone: np.ndarray, rim_px: float) -> bool:
+    """Whether a part of the polygon that no other covers lies deeper than the rim of everyone's union."""
+    distance = shapely.distance(shapely.centroid(others), shapely.centroid(polygon))
+    lost = polygon
+    for other in others[np.argsort(distance, kind="stable")]:
+        lost = shapely.difference(lost, other)
+        if shapely.area(lost) <= _NEGLIGIBLE_PX2:
+            return False
+    # Only the surroundings of what is lost matter; where they are cut off is too far away for the rim.
+    around = shapely.buffer(lost, 2.0 * rim_px)
+    deep = shapely.buffer(shapely.union_all(shapely.intersection(everyone, around)), -rim_px)
     return bool(shapely.area(shapely.intersection(lost, deep)) > _NEGLIGIBLE_PX2)
 
 

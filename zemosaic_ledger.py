@@ -133,6 +133,13 @@ class Judgement:
     remembered: dict[str, str]
     placed: int
 
+    def unusual(self) -> list[int]:
+        """Return the frames that are remarked upon but not suggested, worst first."""
+        harm = np.nan_to_num(self.harm.total, nan=-np.inf)
+        order = np.argsort(-harm, kind="stable").tolist()
+        suggested = set(self.suggested)
+        return [k for k in order if self.remarks[k] and k not in suggested]
+
     def to_drop(self) -> dict[str, str]:
         """Return what a run with ``--drop-suggested`` leaves out: reasons by frame id."""
         new = {self.rows[k].frame_id: self.remarks[k] for k in self.suggested}
@@ -268,22 +275,26 @@ def _symptoms(columns: FrameColumns) -> Iterator[_Symptom]:
         root_mean_square(columns.coloured("gradient_x")), root_mean_square(columns.coloured("gradient_y"))
     )
     wide = width / _usual(width)
-    yield _Symptom(wide / 1.25, lambda k: f"its stars are {wide[k]:.1f} times as wide as usual")
+    yield _Symptom(wide / 1.25, lambda k: f"its stars are {_times(wide[k])} as wide as usual")
     long_limit = max(1.4, 1.3 * _usual(elongation, 1.0))
     yield _Symptom(elongation / long_limit, lambda k: f"its stars are drawn out, {elongation[k]:.1f} : 1")
     dim = np.where(light > 0, 0.75 / np.where(light > 0, light, 1.0), np.where(light <= 0, np.inf, np.nan))
     yield _Symptom(dim, lambda k: f"clouds: {100 * (1 - light[k]):.0f} % of the light lost")
     floor = max(_usual(left, 0.0), _TRIFLING_RESIDUAL * _usual(noise, 0.0), np.finfo(float).tiny)
     rest = left / floor
-    yield _Symptom(rest / 3.0, lambda k: f"what is left after the match is {rest[k]:.1f} times the usual")
+    yield _Symptom(rest / 3.0, lambda k: f"what is left after the match is {_times(rest[k])} the usual")
     shift_limit = max(0.7, 2.0 * _usual(shift, 0.0))
     yield _Symptom(shift / shift_limit, lambda k: f"it lies {shift[k]:.1f} px beside its neighbours")
     rejected_limit = max(0.05, 3.0 * _usual(rejected, 0.0))
     yield _Symptom(rejected / rejected_limit, lambda k: f"{100 * rejected[k]:.0f} % of its pixels were rejected")
     loud = noise / max(_usual(noise, 1.0), np.finfo(float).tiny)
-    yield _Symptom(loud / 2.0, lambda k: f"its noise is {loud[k]:.1f} times the usual")
+    yield _Symptom(loud / 2.0, lambda k: f"its noise is {_times(loud[k])} the usual")
     steep = slope / max(_usual(slope, 0.0), _TRIFLING_SLOPE * _usual(noise, 0.0), np.finfo(float).tiny)
-    yield _Symptom(steep / 5.0, lambda k: f"its sky gradient is {steep[k]:.0f} times as steep as usual")
+    yield _Symptom(steep / 5.0, lambda k: f"its sky gradient is {_times(steep[k])} as steep as usual")
+
+
+def _times(ratio: float) -> str:
+    return f"{ratio:.1f} times" if ratio < 10 else f"{ratio:.0f} times"
 
 
 def _remarks(columns: FrameColumns) -> list[str]:

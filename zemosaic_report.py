@@ -22,7 +22,7 @@ from zemosaic_fits_products import encode_picture, read_product_header, write_te
 from zemosaic_harm import Levels
 from zemosaic_ledger import AS_SUGGESTED, Judgement, judge, read_ledger
 from zemosaic_outputs import LedgerRow, ProductPaths, shrunk_image
-from zemosaic_preview import stretch
+from zemosaic_preview import shrink_factor, stretch
 from zemosaic_report_page import MapFigure, PageContent, page, suggestion_lines
 from zemosaic_types import PlanError
 
@@ -66,6 +66,8 @@ def write_page(folder: Path) -> list[str]:
     told += [f"  {line}" for line in lines[1 : _LISTED_REASONS + 1]]
     if len(lines) > _LISTED_REASONS + 1:
         told.append(f"  and {len(lines) - _LISTED_REASONS - 1} more")
+    if unusual := judgement.unusual():
+        told.append(f"unusual, but not worth leaving out: {len(unusual)}, named in the report")
     if judgement.suggested:
         told.append("to act on it: zemosaic grid INPUT OUTPUT --drop-suggested --overwrite")
     return told
@@ -116,7 +118,7 @@ def _content(paths: ProductPaths, run: dict, rows: list[LedgerRow], judgement: J
         title=f"Report of {paths.stem}",
         maker=f"ZeMosaic {run.get('software', {}).get('zemosaic', '')}, {header.get('SOFTDATE', '')}",
         facts=_facts(run, header, rows, judgement.levels, coverage, scale),
-        maps=_maps(paths, coverage, shape, canvas),
+        maps=_maps(paths, coverage, canvas, outlined=bool(judgement.suggested)),
         shape=shape,
         scale_arcsec=scale,
         judgement=judgement,
@@ -199,11 +201,12 @@ def _span(header: fits.Header) -> str:
     return f"{begin} to {end[11:] if end[:10] == begin[:10] else end}" if begin else "not known"
 
 
-def _maps(paths: ProductPaths, coverage: np.ndarray, shape: tuple[int, int], canvas: dict) -> list[MapFigure]:
+def _maps(paths: ProductPaths, coverage: np.ndarray, canvas: dict, *, outlined: bool) -> list[MapFigure]:
+    shape = tuple(canvas["shape"])
     whole = (0.0, 0.0, float(shape[1]), float(shape[0]))
     picture = stretch(shrunk_image(paths.mosaic, _PICTURE_PX))
     mosaic = _data_uri(encode_picture(picture[..., :3], "JPEG", quality=88), "jpeg")
-    note = "Stretched; the outlines are frames that are suggested to be left out."
+    note = "Stretched for the eye." + (" Outlined: frames suggested to be left out." if outlined else "")
     figures = [MapFigure("Mosaic", note, mosaic, whole)]
     top = float(coverage.max())
     depth = coloured(np.where(coverage > 0, coverage, np.nan), (0.0, top), VIRIDIS)
@@ -212,11 +215,11 @@ def _maps(paths: ProductPaths, coverage: np.ndarray, shape: tuple[int, int], can
         MapFigure("Coverage", note, _png(depth), whole, css_gradient(VIRIDIS), "0", f"{top:.0f} frames")
     )
     if paths.residual.is_file():
-        figures.append(_residual_map(paths.residual, shape, canvas))
+        figures.append(_residual_map(paths.residual, canvas))
     return figures
 
 
-def _residual_map(path: Path, shape: tuple[int, int], canvas: dict) -> MapFigure:
+def _residual_map(path: Path, canvas: dict) -> MapFigure:
     planes = shrunk_image(path, _MAP_PX)
     known = np.isfinite(planes)
     total = np.where(known, np.square(planes), 0.0).sum(axis=0)
@@ -227,7 +230,7 @@ def _residual_map(path: Path, shape: tuple[int, int], canvas: dict) -> MapFigure
         "Residual background",
         note,
         _png(coloured(values, (0.0, top), ICE)),
-        _box_on_canvas(read_product_header(path), values.shape, shape, canvas),
+        _box_on_canvas(read_product_header(path), values.shape, canvas),
         css_gradient(ICE),
         "0",
         f"{number(top, 2)} σ",
@@ -235,17 +238,15 @@ def _residual_map(path: Path, shape: tuple[int, int], canvas: dict) -> MapFigure
     )
 
 
-def _box_on_canvas(
-    header: fits.Header, small: tuple[int, int], shape: tuple[int, int], canvas: dict
-) -> tuple[float, float, float, float]:
+def _box_on_canvas(header: fits.Header, small: tuple[int, int], canvas: dict) -> tuple[float, float, float, float]:
     """Return where a small map lies on the canvas: as its WCS says, else all over it."""
-    ny, nx = shape
+    ny, nx = canvas["shape"]
     if not {"CDELT2", "CRPIX1", "CRPIX2"} <= set(header):
         return 0.0, 0.0, float(nx), float(ny)
-    factor = abs(header["CDELT2"]) / canvas["scale_deg"] * (header["NAXIS2"] / small[0])
-    x0 = canvas["crpix"][0] - 0.5 - factor * (header["CRPIX1"] - 0.5)
-    y0 = canvas["crpix"][1] - 0.5 - factor * (header["CRPIX2"] - 0.5)
-    return x0, ny - y0 - factor * small[0], factor * small[1], factor * small[0]
+    cell = abs(header["CDELT2"]) / canvas["scale_deg"]
+    x0, y0 = (canvas["crpix"][k] - 0.5 - cell * (header[f"CRPIX{k + 1}"] - 0.5) for k in (0, 1))
+    pixel = cell * shrink_factor((header["NAXIS2"], header["NAXIS1"]), _MAP_PX)
+    return x0, ny - y0 - pixel * small[0], pixel * small[1], pixel * small[0]
 
 
 def _png(rgba: np.ndarray) -> str:

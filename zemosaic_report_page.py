@@ -68,7 +68,7 @@ def page(content: PageContent) -> str:
         _maps(content),
         _plots(content),
         _table(content),
-        _listing("Left out", ("frame", "reason"), content.left_out),
+        _listing("Left out, whole or in part", ("frame", "reason"), content.left_out),
         _listing("Missing tiles", ("tile", "reason"), content.failed_tiles),
         _notes(content),
     ]
@@ -104,9 +104,8 @@ def suggestion_lines(judgement: Judgement, names: Sequence[str]) -> list[str]:
         if a > 0
     )
     chosen = len(judgement.suggested)
-    first = (
-        f"leave {'this frame' if chosen == 1 else f'these {chosen} frames'} of {n} out; where they lie: {gains}"
-    )
+    what, where = ("this frame", "it lies") if chosen == 1 else (f"these {chosen} frames", "they lie")
+    first = f"leave {what} of {n} out; where {where}: {gains}"
     return [first, *(f"{names[k]}: {judgement.remarks[k]}" for k in judgement.suggested)]
 
 
@@ -125,27 +124,45 @@ def _facts(facts: Iterable[tuple[str, str]]) -> str:
 
 
 def _suggestion(content: PageContent) -> str:
-    judgement, names = content.judgement, content.names
-    if not judgement.suggested:
+    judgement, chosen = content.judgement, content.judgement.suggested
+    if not chosen:
         known = _no_suggestion(judgement).removeprefix("none: ")
-        return (
-            f'<section class="verdict"><h2>Nothing to leave out</h2><p>{text(known.capitalize())}.</p></section>'
-        )
-    n, chosen = len(judgement.rows), judgement.suggested
+        known = f"<p>{text(known[0].upper() + known[1:])}.</p>"
+        return f'<section class="verdict"><h2>Nothing to leave out</h2>{known}{_unusual(content)}</section>'
     what = "this frame" if len(chosen) == 1 else f"these {len(chosen)} frames"
-    items = [f"<li><b>{text(names[k])}</b> {text(judgement.remarks[k])}</li>" for k in chosen[:_MAX_LISTED]]
-    if len(chosen) > _MAX_LISTED:
-        items.append(f"<li>and {len(chosen) - _MAX_LISTED} more: see ledger.csv</li>")
     return (
-        f'<section class="verdict some"><h2>Leave {what} of {n:,} out</h2><div class="columns"><div>'
-        f"<ol>{''.join(items)}</ol></div><div>{_prediction(judgement)}</div></div>"
-        "<p>To act on it: <code>zemosaic grid INPUT OUTPUT --drop-suggested --overwrite</code></p></section>"
+        f'<section class="verdict some"><h2>Leave {what} of {len(judgement.rows):,} out</h2><div class="columns">'
+        f"<div><ol>{_named(content, chosen)}</ol></div><div>{_prediction(judgement)}</div></div>"
+        "<p>To act on it: <code>zemosaic grid INPUT OUTPUT --drop-suggested --overwrite</code></p>"
+        f"{_unusual(content)}</section>"
+    )
+
+
+def _named(content: PageContent, frames: list[int]) -> str:
+    """Return frames with what is said of them, as items of a list."""
+    shown = frames[:_MAX_LISTED]
+    items = [f"<li><b>{text(content.names[k])}</b> {text(content.judgement.remarks[k])}</li>" for k in shown]
+    if len(frames) > _MAX_LISTED:
+        items.append(f"<li>and {len(frames) - _MAX_LISTED:,} more: see ledger.csv</li>")
+    return "".join(items)
+
+
+def _unusual(content: PageContent) -> str:
+    frames = content.judgement.unusual()
+    if not frames:
+        return ""
+    count = f"{len(frames):,} {'frame' if len(frames) == 1 else 'frames'}"
+    return (
+        f"<details><summary>Unusual, but not worth leaving out: {count}</summary><p>They weigh too little to do "
+        "harm, still help where they lie, alone cover some of the sky, or are beyond the limit of the suggestion."
+        f"</p><ol>{_named(content, frames)}</ol></details>"
     )
 
 
 def _prediction(judgement: Judgement) -> str:
     prediction = judgement.prediction
-    where = f"where they lie, {100 * prediction.area:.0f} % of the mosaic"
+    lie = "it lies" if len(judgement.suggested) == 1 else "they lie"
+    where = f"where {lie}, {100 * prediction.area:.0f} % of the mosaic"
     lost = f" {100 * prediction.lost:.1f} % of it, at the rim, would be lost." if prediction.lost else ""
     groups = _levels(where, *prediction.here) + _levels("whole mosaic", *prediction.all)
     return (
@@ -171,7 +188,8 @@ def _levels(where: str, now: Levels, without: Levels) -> str:
 def _change(before: float, after: float) -> str:
     if not (np.isfinite(before) and np.isfinite(after) and before > 0):
         return "–"
-    return f"{100 * (after / before - 1):+.1f} %".replace("-", "−")
+    change = round(100 * (after / before - 1), 1) + 0.0  # which makes -0.0 a plain zero
+    return f"{change:+.1f} %".replace("-", "−")
 
 
 def _maps(content: PageContent) -> str:
@@ -240,7 +258,7 @@ class _Quantity:
     def shown(self, value: float) -> str:
         if self.decimals is None or not np.isfinite(value):
             return number(float(value))
-        return f"{value:.{self.decimals}f}".replace("-", "−")
+        return f"{round(float(value), self.decimals) + 0.0:.{self.decimals}f}".replace("-", "−")  # no -0.0
 
 
 def _quantities(judgement: Judgement) -> list[_Quantity]:
@@ -392,7 +410,8 @@ th.group{color:var(--soft);padding-top:12px}.levels{width:100%}
 th[data-sort]{cursor:pointer}th small{display:block;font-weight:400}
 th[aria-sort=ascending]::before{content:"↑ "}th[aria-sort=descending]::before{content:"↓ "}
 .frames td{white-space:nowrap}.frames tbody th{min-width:200px;max-width:320px;overflow-wrap:anywhere}
-.frames th,.frames td{padding:4px 8px}
+.frames th,.frames td{padding:4px 8px}.frames th:first-child{position:sticky;left:0;background:var(--card)}
+.frames thead th:first-child{z-index:1}tr.suggested th:first-child{background:var(--tint)}
 tr.suggested{background:var(--tint)}tr.suggested th{color:var(--culprit);font-weight:600}
 figure{margin:0;background:var(--card);border:1px solid var(--rule);border-radius:8px;padding:12px}
 figcaption{display:flex;justify-content:space-between;align-items:baseline;gap:12px;margin-bottom:6px}
@@ -409,6 +428,7 @@ figcaption{display:flex;justify-content:space-between;align-items:baseline;gap:1
 .plot{display:block;width:100%}
 .axis{fill:var(--soft);font-size:11px}.line{stroke:var(--rule);fill:none}.night{stroke-dasharray:3 3}
 .dots{stroke:var(--dot);stroke-width:5;stroke-linecap:round;stroke-opacity:.7;fill:none}
+.many{stroke-width:2.5;stroke-opacity:.45}
 .culprit{fill:var(--culprit);stroke:var(--card)}.key{color:var(--culprit)}
 details summary{cursor:pointer;margin:8px 0}
 @media print{.scroll,ol{max-height:none}}

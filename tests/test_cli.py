@@ -272,7 +272,7 @@ def test_the_configuration_is_shown_changed_and_documented(tmp_path, monkeypatch
     assert page == (ROOT / "docs" / "configuration.md").read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("name", ["demo", "plan", "grid", "config"])
+@pytest.mark.parametrize("name", ["demo", "plan", "grid", "report", "config"])
 def test_every_command_explains_itself(name):
     done = command(name, "--help")
     assert done.returncode == 0
@@ -281,7 +281,16 @@ def test_every_command_explains_itself(name):
 
 def test_the_help_of_grid_names_every_option():
     text = command("grid", "--help").stdout
-    for option in ("--workers", "--gpu", "--config", "--set", "--overwrite", "--quiet", "--log-level"):
+    for option in (
+        "--workers",
+        "--gpu",
+        "--config",
+        "--set",
+        "--overwrite",
+        "--drop-suggested",
+        "--quiet",
+        "--log-level",
+    ):
         assert option in text
 
 
