@@ -34,6 +34,8 @@ from zemosaic_wcs_correction import corrected_header
 
 #: A frame that overlaps more frames than this is compared with so many of them to see whether it is far off.
 MAX_PARTNERS = 24
+#: So many of a frame's stars, the brightest, tell where it lies.
+MOST_STARS = 200
 #: In `auto`, all frames are corrected if their stars coincide so much better (px along an axis, in quadrature),
 #: otherwise only frames that stand out, and the others are held where they are.
 MIN_GAIN_PX = 0.05
@@ -141,16 +143,16 @@ def refine_frames(
 
 
 def star_positions(measured: list[MeasuredFrame]) -> Detections:
-    """Return the stars of all frames on the canvas with the errors of their positions."""
+    """Return the brightest stars of all frames on the canvas with the errors of their positions."""
     outlines = [np.array(m.placement.polygon) for m in measured]
     # A pixel of the frame in px of the canvas.
     scale = np.array([1.0 / np.sqrt(m.placement.area_ratio) for m in measured])
     diagonal = np.array([np.hypot(*m.record.header.shape) for m in measured])
     detections = Detections(
-        frame=np.repeat(np.arange(len(measured)), [m.measure.star_x.size for m in measured]),
-        x=np.concatenate([m.measure.star_x for m in measured]),
-        y=np.concatenate([m.measure.star_y for m in measured]),
-        sigma=np.concatenate([s * _centroid_errors(m) for s, m in zip(scale, measured, strict=True)]),
+        frame=np.repeat(np.arange(len(measured)), [m.measure.star_x[:MOST_STARS].size for m in measured]),
+        x=np.concatenate([m.measure.star_x[:MOST_STARS] for m in measured]),
+        y=np.concatenate([m.measure.star_y[:MOST_STARS] for m in measured]),
+        sigma=np.concatenate([s * _centroid_errors(m)[:MOST_STARS] for s, m in zip(scale, measured, strict=True)]),
         centre=np.array([outline.mean(axis=0) for outline in outlines]),
         radius=scale * diagonal / np.sqrt(12.0),
     )

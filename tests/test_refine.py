@@ -79,13 +79,13 @@ def spoilt_copy(frames, folder, name, **how):
 @pytest.mark.real
 @pytest.mark.parametrize(("name", "most_before", "most_after"), [("m94", 0.36, 0.19), ("panels_m94", 0.54, 0.24)])
 def test_stars_of_real_frames_coincide_better_after_refining(real_data, name, most_before, most_after):
-    """Solved by astrometry.net, frames differ by 0.15 to 0.5 px; what is left is the noise of faint stars."""
+    """Solved by astrometry.net, frames differ by 0.14 to 0.5 px; what is left is the noise of faint stars."""
     canvas, measured = measured_in(real_data / name, 3)
     off = refine_frames(measured, canvas, method="off")
     assert off.n_moved == 0
     assert off.measured == measured
     assert 0.2 < off.before_px < 0.3
-    assert 0.15 < min(off.residual_px) < max(off.residual_px) < most_before
+    assert 0.14 < min(off.residual_px) < max(off.residual_px) < most_before
     refined = refine_frames(measured, canvas, method="auto")
     assert refined.n_moved == len(measured)
     assert refined.left_out == []
