@@ -146,7 +146,7 @@ OPTIONS: tuple[Option, ...] = (
            "Correct the frames' WCS so that their common stars coincide; auto = where it brings more than noise; "
            "a frame that is more than 5 px off is left out either way.", choices=("auto", "on", "off")),
     Option("cluster_panel_threshold", "float", 0.0, _GROUPS,
-           "Frames are linked if their centres are no further apart than this, and what is linked is one group, cut "
+           "Frames are linked if their centres are no further apart than this; what is linked is one group, cut "
            "where it outgrows a circle of this radius or of half a frame's short side, whichever is larger; "
            "0 = half the short side.", unit="deg", minimum=0, maximum=180),
     Option("cluster_target_groups", "int", 0, _GROUPS,

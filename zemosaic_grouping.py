@@ -84,8 +84,8 @@ def group_pointings(
 ) -> Grouping:
     """Group frames by pointing, within each kind, and by orientation if asked.
 
-    The groups do not depend on the order of the frames, to the last bit, nor on where on the sky the frames lie: the
-    pole and right ascension 0 are places like any other.
+    The groups do not depend on the order of the frames, to the last bit, nor on where on the sky the frames lie:
+    the pole and right ascension 0 are places like any other.
 
     Parameters
     ----------
