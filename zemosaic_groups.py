@@ -218,7 +218,8 @@ def _kind(record: FrameRecord, settings: GroupSettings) -> tuple[str, ...]:
 
 
 def _reason(found: Grouping, g: int, kind: tuple[str, ...]) -> str:
-    words = [f"pointings within {found.radius_deg[g]:.3f} deg of the centre"]
+    radius = found.radius_deg[g]
+    words = ["one pointing" if radius < 0.0005 else f"pointings within {radius:.3f} deg of the centre"]
     if found.cut[g]:
         words.append("part of a wider chain of pointings")
     if found.turned[g]:
@@ -419,8 +420,8 @@ class _Reader:
     def _group(self, value: object, place: str) -> dict:
         raw = self._object(value, place, {"name", "frames"}, {"centre_deg", "reason"})
         name = self._text(raw["name"], f"{place}.name")
-        if not name.strip():
-            self.problems.append(f"{place}.name: is empty")
+        if not (name.strip() and name.isprintable()):
+            self.problems.append(f"{place}.name: {name!r} cannot be read in a log")
         frames = self._list(raw, "frames", f"{place}.")
         if not frames:
             self.problems.append(f"{place}.frames: {name!r} is empty; remove the group or give it a frame")
