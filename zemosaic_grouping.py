@@ -20,7 +20,7 @@ from scipy.spatial import cKDTree
 #: A frame turned by this angle covers the same field.
 HALF_TURN_DEG = 180.0
 
-# Distances that differ by less are the same: rounding must not decide how many groups there are.
+# Distances and angles that differ by less are the same: rounding must not decide how many groups there are.
 _SAME_DEG = 1e-7
 _NEIGHBOURS = 12
 
@@ -286,7 +286,7 @@ def _halves(points: np.ndarray, count: np.ndarray, radius_deg: float) -> np.ndar
     """Return which points (n,) lie above the cut across the longest extent, None if all lie within the radius."""
     centre = _normalised((points * count[:, None]).sum(axis=0))
     away = points - centre
-    if _angle_deg(np.linalg.norm(away, axis=1).max()) <= radius_deg:
+    if _angle_deg(np.linalg.norm(away, axis=1).max()) <= max(radius_deg, _SAME_DEG):
         return None
     axis = np.linalg.eigh((away * count[:, None]).T @ away)[1][:, -1]
     along = away @ (axis * np.sign(axis[np.abs(axis).argmax()]))
@@ -321,6 +321,7 @@ def _split_turned(
 
 def _turns(turn: np.ndarray, split_deg: float) -> Iterator[tuple[np.ndarray, float]]:
     """Yield the frames of each range of angles (modulo 180) at most `split_deg` wide, and its middle."""
+    split_deg = max(split_deg, _SAME_DEG)
     ranks = np.argsort(turn, kind="stable")
     gaps = np.diff(turn[ranks], append=turn[ranks[0]] + HALF_TURN_DEG)
     start = (gaps.argmax() + 1) % gaps.size  # the circle is opened at its widest gap

@@ -189,6 +189,13 @@ def test_cut_groups_fit_their_circle_and_only_wide_ones_are_cut(seed):
         assert found.cut[g] == (linked.radius_deg[whole.pop()] > rules.radius_deg)
 
 
+def test_frames_that_only_rounding_tells_apart_are_never_cut_however_small_the_limits():
+    centre = [(10 + k * 1e-14, 41) for k in range(0, 40, 3)]
+    rules = GroupRules(1.0, 1e-300, orientation_split_deg=1e-300)
+    found = group(centre, rules, angle=90 + 1e-14 * np.arange(len(centre)))
+    assert found.number.max() == 0
+
+
 # ---- invariance -----------------------------------------------------------------------------------------
 
 
