@@ -168,6 +168,13 @@ def test_a_chain_of_frames_that_walks_over_the_sky_is_cut():
     assert np.count_nonzero(steps) == found.radius_deg.size - 1  # each piece is one stretch of the walk
 
 
+def test_a_chain_whose_steps_grow_is_cut_in_its_middle_and_not_peeled_from_its_end():
+    walk = np.column_stack([np.cumsum(np.linspace(0.01, 0.1, 100)), np.zeros(100)])  # 5.5 deg long
+    found = group(offsets_to_sky(walk, (10, 5)))
+    assert found.radius_deg.size <= 16
+    assert np.bincount(found.number).min() >= 3
+
+
 def test_panels_that_a_chain_links_are_cut_between_them():
     offsets, panel = panels(np.random.default_rng(8), 1, 2, overlap=0.6, dither=0.02)
     found = group(offsets_to_sky(offsets, (10, 5)), GroupRules(0.6, 0.2))
@@ -352,6 +359,18 @@ def test_at_the_pole_a_common_orientation_stays_one_although_north_differs():
     assert found.number.max() == 0
     found = group(centre, GroupRules(0.3, 0.3, orientation_split_deg=5), angle=np.full(12, 25.0))
     assert found.number.max() > 2
+
+
+def test_in_a_wide_group_angles_are_carried_along_great_circles():
+    # Along a great circle, here the equator turned, the angle to the way is kept.
+    along = np.column_stack([np.linspace(0, 60, 13), np.zeros(13)])
+    turn = Rotation.from_euler("zx", [50, 70], degrees=True)
+    ahead = spherical(unit_vectors(along) + 1e-4 * direction(along, np.full(13, 35.0)))
+    centre, ahead = (spherical(turn.apply(unit_vectors(places))) for places in (along, ahead))
+    angle = position_angle_deg(centre, ahead)
+    assert np.ptp(angle) > 20
+    found = group(centre, GroupRules(0, target=1, orientation_split_deg=0.1), angle=angle)
+    assert found.number.max() == 0
 
 
 def test_kinds_are_kept_apart_although_they_share_a_pointing():
