@@ -167,3 +167,21 @@ def malvar(raw, bayer):
                     value = (patch * (row if name == beside else row.T)).sum()
                 out[c, y, x] = value
     return out
+
+
+def linked_groups(points, threshold_deg, kinds):
+    """Friends of friends on the sphere by union and find over all pairs; every frame's smallest companion."""
+    parent = list(range(len(points)))
+
+    def root(k):
+        while parent[k] != k:
+            k = parent[k]
+        return k
+
+    for i in range(len(points)):
+        for j in range(i):
+            cross, dot = np.linalg.norm(np.cross(points[i], points[j])), points[i] @ points[j]
+            if kinds[i] == kinds[j] and math.degrees(math.atan2(cross, dot)) <= threshold_deg:
+                low, high = sorted((root(i), root(j)))
+                parent[high] = low
+    return [root(k) for k in range(len(points))]

@@ -256,6 +256,9 @@ LIMITS = [
     ("grid_chunk_ram_mb", 64, 10**9, 63, None),
     ("grid_overlap_px", 0, 1000, -1, 1001),
     ("frame_feather_px", -1, 1000, -2, 1001),
+    ("cluster_panel_threshold", 0, 180, -0.01, 180.1),
+    ("cluster_target_groups", 0, 10**6, -1, None),
+    ("cluster_orientation_split_deg", 0, 180, -0.1, 180.1),
 ]
 
 
