@@ -224,8 +224,9 @@ class RunSummary:
     @property
     def digest(self) -> str:
         """Short digest of the settings and of every frame's part in the mosaic."""
-        parts = [(row.frame_id, row.gain, row.offset, row.weight) for row in self.used]
-        return hashlib.sha256(repr((self.settings, parts)).encode()).hexdigest()[:16]
+        names = ("frame_id", "gain", "offset", "weight", "gradient_x", "gradient_y", "outline")
+        parts = [[getattr(row, name) for name in names] for row in self.used]
+        return hashlib.sha256(repr((self.settings, self.flats, parts)).encode()).hexdigest()[:16]
 
 
 def software_version() -> str:

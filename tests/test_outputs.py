@@ -52,3 +52,32 @@ def test_no_readable_date_is_no_span():
 def test_the_dates_of_a_run_are_parsed_once():
     summary = RunSummary(None, 1, {}, night(3)[0], 65535.0)
     assert summary.span is summary.span
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"gain": (1.1,)},
+        {"gradient_x": (1e-4,)},
+        {"weight": (2.0,)},
+        {"outline": "0.0 0.0 9.0 0.0 9.0 9.0 0.0 9.1"},
+        {"used": False},
+    ],
+)
+def test_the_digest_knows_what_decides_a_frames_part(change):
+    plain = dict(path="a", frame_id="a", used=True, gain=(1.0,), offset=(0.0,), weight=(1.0,), gradient_x=(0.0,))
+    plain |= {"gradient_y": (0.0,), "outline": "0.0 0.0 9.0 0.0 9.0 9.0 0.0 9.0"}
+    before, again, after = (
+        RunSummary(None, 1, {"kernel": "lanczos3"}, [LedgerRow(**values)], 65535.0).digest
+        for values in (plain, plain, plain | change)
+    )
+    assert before == again != after
+
+
+def test_the_digest_knows_flats_and_settings():
+    digests = {
+        RunSummary(None, 1, settings, [], 65535.0, flats).digest
+        for settings in ({"kernel": "lanczos3"}, {"kernel": "bilinear"})
+        for flats in ((), ({"name": "camera"},))
+    }
+    assert len(digests) == 4
