@@ -2,7 +2,7 @@
 
 A face (command line, desktop program, script) starts a run with `start_run` and hears of it through typed events.
 The run is a fresh process, which starts workers of its own. Whatever becomes of it, the face hears events in order
-and exactly one `RunFinished`, the last of them, once no process of the run is there any more and no temporary file.
+and exactly one `RunFinished`, the last of them, when no process and no temporary file of the run is left.
 
 The child reads its request from its standard input, which stays open: one more byte asks it to stop, its end says
 that this process is gone. It writes pickled events to what was its standard output. This module loads no numerical
@@ -449,8 +449,8 @@ class _Voice:
     def __call__(self, event: Event) -> None:
         """Listen to the pipeline; its last event waits for the outcome."""
         if isinstance(event, RunFinished):
-            self._end = event
-        else:
+            self._end = self._end or event
+        elif self._end is None:
             self.say(event)
 
     def say_the_end(self) -> None:
