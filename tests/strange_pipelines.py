@@ -75,6 +75,12 @@ def cooperative(_input, output, _settings, *, listener, cancel):
     return finish(output, listener, Reason.CANCELLED)
 
 
+def deaf(_input, _output, _settings, *, listener, cancel):
+    """Never look whether the run is cancelled."""
+    listener(Message("started"))
+    time.sleep(600)
+
+
 def half_a_tile(output):
     """Ignore every request to end, with half a tile on the disk."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
