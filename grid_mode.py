@@ -33,7 +33,6 @@ from zemosaic_fits_products import (
     ImageStream,
     ensure_writable_folder,
     in_file_order,
-    remove_leftovers,
     remove_product,
     write_hdus,
 )
@@ -55,6 +54,7 @@ from zemosaic_passes import NOTHING, flatten_all, match_all, measure_all, read_f
 from zemosaic_reproject import Canvas, optimal_canvas
 from zemosaic_runbook import RunBook
 from zemosaic_stack_pool import DeviceAccess, DeviceReport, StackPool, device_of_process
+from zemosaic_temp_files import remove_leftovers
 from zemosaic_tiling import cell_length_px, cut_cells, frames_of_cells
 from zemosaic_types import (
     FrameRecord,

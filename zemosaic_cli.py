@@ -24,7 +24,7 @@ from zemosaic_config import (
     resolve,
     set_in_file,
 )
-from zemosaic_events import CancelToken
+from zemosaic_events import CancelToken, Message
 from zemosaic_types import (
     ConfigError,
     OutputError,
@@ -37,6 +37,8 @@ from zemosaic_types import (
 
 if TYPE_CHECKING:
     from grid_mode import GridSettings
+
+_POLL_S = 0.1
 
 COMPLETE, ERROR, UNUSABLE, WITH_FAILURES, CANCELLED = 0, 1, 2, 3, 130
 
@@ -70,6 +72,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_demo(commands)
     _add_plan(commands)
     _add_grid(commands)
+    _add_any(commands)
     _add_report(commands)
     _add_config(commands)
     _add_doctor(commands)
@@ -95,16 +98,31 @@ def _add_plan(commands: argparse._SubParsersAction) -> None:
 
 def _add_grid(commands: argparse._SubParsersAction) -> None:
     grid = commands.add_parser("grid", help="make a mosaic in Grid mode")
-    grid.add_argument("input", type=Path, metavar="INPUT", help="folder of frames, with or without stack_plan.csv")
-    grid.add_argument("output", type=Path, metavar="OUTPUT", help="folder for the products")
-    grid.add_argument("--overwrite", action="store_true", help="replace an earlier mosaic in OUTPUT")
-    grid.add_argument(
+    _add_folders(grid)
+    grid.set_defaults(run=_grid)
+
+
+def _add_any(commands: argparse._SubParsersAction) -> None:
+    anything = commands.add_parser(
+        "run",
+        help="make a mosaic in the mode that suits: Grid with a stack_plan.csv or grid_mode_enabled, else Classic",
+    )
+    _add_folders(anything)
+    anything.set_defaults(run=_run_apart)
+
+
+def _add_folders(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "input", type=Path, metavar="INPUT", help="folder of frames, with or without stack_plan.csv"
+    )
+    parser.add_argument("output", type=Path, metavar="OUTPUT", help="folder for the products")
+    parser.add_argument("--overwrite", action="store_true", help="replace an earlier mosaic in OUTPUT")
+    parser.add_argument(
         "--drop-suggested",
         action="store_true",
         help="leave out the frames that the ledger of the earlier run in OUTPUT suggests (see report)",
     )
-    _add_run_options(grid)
-    grid.set_defaults(run=_grid)
+    _add_run_options(parser)
 
 
 def _add_report(commands: argparse._SubParsersAction) -> None:
@@ -147,8 +165,8 @@ def _add_doctor(commands: argparse._SubParsersAction) -> None:
     doctor.set_defaults(run=_doctor)
 
 
-def _resolved(arguments: argparse.Namespace) -> Config:
-    """Return the configuration of this run: command line, environment, file, defaults."""
+def _configured(arguments: argparse.Namespace) -> Config:
+    """Return the configuration of this run: command line, environment, file, defaults; print what is odd in it."""
     overrides: dict[str, object] = dict(parse_assignment(text) for text in arguments.assignments)
     if arguments.workers is not None:
         overrides["grid_workers"] = arguments.workers
@@ -156,7 +174,10 @@ def _resolved(arguments: argparse.Namespace) -> Config:
         overrides["use_gpu_grid"] = arguments.gpu
     if arguments.log_level is not None:
         overrides["logging_level"] = arguments.log_level
-    return resolve(load_file(arguments.config), os.environ, overrides)
+    config = resolve(load_file(arguments.config), os.environ, overrides)
+    for note in config.notes:
+        print(f"zemosaic: {note}", file=sys.stderr)
+    return config
 
 
 @contextmanager
@@ -189,9 +210,7 @@ def _loading() -> Iterator[None]:
 
 def _run(arguments: argparse.Namespace, start: Callable) -> object:
     """Run `start(settings, listener=, cancel=)` with the settings that the arguments ask for."""
-    config = _resolved(arguments)
-    for note in config.notes:
-        print(f"zemosaic: {note}", file=sys.stderr)
+    config = _configured(arguments)
     logging.getLogger("ZeMosaicWorker").setLevel(config["logging_level"])
     logging.getLogger("ZeMosaicWorker").propagate = False
     with _cancelled_by_ctrl_c() as cancel:
@@ -218,6 +237,26 @@ def _grid(arguments: argparse.Namespace) -> int:
         return run_grid(arguments.input, arguments.output, settings, **talk)
 
     return _tell(_run(arguments, start))
+
+
+def _run_apart(arguments: argparse.Namespace) -> int:
+    """Run the pipeline that suits the input in a process of its own."""
+    from zemosaic_terminal import TerminalReporter
+    from zemosaic_worker import RunRequest, choose_pipeline, start_run, title_of
+
+    config = _configured(arguments)
+    name, reason = choose_pipeline(arguments.input, config)
+    reporter = TerminalReporter(quiet=arguments.quiet)
+    reporter(Message(f"{title_of(name)}: {reason}"))
+    folders = arguments.input, arguments.output
+    request = RunRequest(
+        name, *folders, config, overwrite=arguments.overwrite, drop_suggested=arguments.drop_suggested
+    )
+    with _cancelled_by_ctrl_c() as cancel, start_run(request, reporter) as run:
+        while run.wait(_POLL_S) is None:
+            if cancel.cancelled:
+                run.cancel()
+        return _tell(run.result())
 
 
 def _demo(arguments: argparse.Namespace) -> int:
@@ -254,7 +293,8 @@ def _report(arguments: argparse.Namespace) -> int:
 
 
 def _plan(arguments: argparse.Namespace) -> int:
-    from zemosaic_plan import PLAN_NAME, plan_from_folder, write_plan
+    from zemosaic_plan import plan_from_folder, write_plan
+    from zemosaic_plan_table import PLAN_NAME
 
     path = arguments.output or arguments.folder / PLAN_NAME
     if path.exists() and not arguments.overwrite:

@@ -127,6 +127,8 @@ OPTIONS: tuple[Option, ...] = (
            minimum=0.1, maximum=10, advanced=True),
     Option("min_radial_weight_floor", "float", 0.05, _STACKING, "Smallest radial weight.",
            unit="fraction", minimum=0, maximum=1, advanced=True),
+    Option("grid_mode_enabled", "bool", False, _GRID,
+           "Let `zemosaic run` use Grid mode also where the folder has no stack_plan.csv."),
     Option("grid_workers", "int", 0, _GRID,
            "Worker processes that stack tiles; 0 or less = chosen from cores and memory."),
     Option("grid_size_factor", "float", 1.0, _GRID,

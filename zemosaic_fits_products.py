@@ -12,7 +12,6 @@ import io
 import logging
 import math
 import os
-import re
 import shutil
 import warnings
 from collections.abc import Iterator, Sequence
@@ -21,13 +20,13 @@ from pathlib import Path
 from typing import BinaryIO, Self
 
 import numpy as np
-import psutil
 from astropy.io import fits
 from astropy.io.fits.verify import VerifyWarning
 from astropy.utils.exceptions import AstropyUserWarning
 from astropy.wcs import WCS
 from PIL import Image
 
+from zemosaic_temp_files import temp_path, why
 from zemosaic_types import FrameError, OutputError
 
 logger = logging.getLogger("ZeMosaicWorker.products")
@@ -35,7 +34,6 @@ logger = logging.getLogger("ZeMosaicWorker.products")
 _BLOCK = 2880
 _CARD = 80
 _WORD = 0xFFFFFFFF
-_TEMP_NAME = re.compile(r"\..+\.(\d+)\.part")
 _DISK_FULL = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)}
 _CANNOT_RESERVE = {errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL}
 
@@ -64,7 +62,7 @@ def atomic_path(path: Path, *, needed_bytes: int = 0) -> Iterator[Path]:
     OutputError
         If the file cannot be written, with the product and the reason.
     """
-    temp = _temp_path(path)
+    temp = temp_path(path)
     try:
         yield temp
         _flush_to_disk(temp)
@@ -168,24 +166,7 @@ def remove_product(path: Path) -> None:
             raise OutputError(f"{path} was not made by ZeMosaic; choose another output folder")
         path.unlink()
     except OSError as err:
-        raise OutputError(f"{path} of an earlier run cannot be removed: {_why(err)}") from err
-
-
-def remove_leftovers(folder: Path) -> None:
-    """Remove the temporary files of processes that are gone: killed, or lost with the power.
-
-    Raises
-    ------
-    OutputError
-        If one cannot be removed.
-    """
-    for path in folder.glob(".*.part"):
-        match = _TEMP_NAME.fullmatch(path.name)
-        if match and not psutil.pid_exists(int(match[1])):
-            try:
-                path.unlink(missing_ok=True)
-            except OSError as err:
-                raise OutputError(f"{path}, left by an earlier run, cannot be removed: {_why(err)}") from err
+        raise OutputError(f"{path} of an earlier run cannot be removed: {why(err)}") from err
 
 
 # ---- reading products back ------------------------------------------------------------------------------
@@ -376,7 +357,7 @@ class ImageStream:
             raise ValueError(f"a streamed image is float32 or int32, 2-D or 3-D, not {self._dtype} {shape}")
         planes = shape if len(shape) == 3 else (1, *shape)
         start = _padded(_CARD * (n_cards + 1))
-        self.place = ImagePlace(path, _temp_path(path), start, planes, self._dtype.newbyteorder(">").str)
+        self.place = ImagePlace(path, temp_path(path), start, planes, self._dtype.newbyteorder(">").str)
         self._sum = self._n_words = 0
         self._complete = self._flushed = False
         self._file: BinaryIO | None = None
@@ -608,13 +589,9 @@ def ensure_writable_folder(path: Path) -> None:
     except (FileExistsError, NotADirectoryError) as err:
         raise OutputError(f"{path} cannot be a folder: it, or a part of its path, is a file") from err
     except OSError as err:
-        raise OutputError(f"{path} cannot be written into: {_why(err)}") from err
+        raise OutputError(f"{path} cannot be written into: {why(err)}") from err
     finally:
         _discard(probe)
-
-
-def _temp_path(path: Path) -> Path:
-    return path.with_name(f".{path.name}.{os.getpid()}.part")
 
 
 def _reserve(file: BinaryIO, size: int, folder: Path) -> None:
@@ -665,15 +642,7 @@ def _output_error(path: Path, err: OSError, needed: str) -> OutputError:
     if err.errno in _DISK_FULL:
         free = _size_text(free_bytes(path.parent))
         return OutputError(f"{path} cannot be written: the disk is full: {needed} needed, {free} free")
-    return OutputError(f"{path} cannot be written: {_why(err)}")
-
-
-def _why(err: OSError) -> str:
-    if isinstance(err, PermissionError):
-        return "no permission"
-    if isinstance(err, FileNotFoundError):
-        return "its folder does not exist"
-    return err.strerror or str(err)
+    return OutputError(f"{path} cannot be written: {why(err)}")
 
 
 def _size_of(path: Path) -> int:

@@ -17,7 +17,8 @@ from zemosaic_ledger import AS_SUGGESTED
 from zemosaic_match import MatchedFrames, MatchOptions, match_frames
 from zemosaic_measure import MeasuredFrame, cell_size_px, measure_frames
 from zemosaic_photometry import Match
-from zemosaic_plan import PLAN_NAME, frame_id, load_frames, plan_from_folder, read_plan, write_plan
+from zemosaic_plan import frame_id, load_frames, plan_from_folder, read_plan, write_plan
+from zemosaic_plan_table import PLAN_NAME
 from zemosaic_refine import Refined, refine_frames
 from zemosaic_reproject import Canvas
 from zemosaic_runbook import RunBook

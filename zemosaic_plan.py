@@ -31,7 +31,6 @@ from zemosaic_types import FrameError, FrameHeader, FrameRecord, LeftOut, PlanEr
 
 logger = logging.getLogger("ZeMosaicWorker.plan")
 
-PLAN_NAME = "stack_plan.csv"
 PLAN_COLUMNS = tuple(ALIASES)
 NO_WCS = "no celestial WCS in the file or beside it"
 

@@ -18,6 +18,8 @@ from zemosaic_types import PlanError
 
 logger = logging.getLogger("ZeMosaicWorker.plan")
 
+PLAN_NAME = "stack_plan.csv"
+
 ALIASES = {
     "order": ("order", "seq", "sequence", "index"),
     "batch_id": ("batch_id", "batch", "session", "night"),

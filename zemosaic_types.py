@@ -38,6 +38,10 @@ class DeviceUnavailable(ZeMosaicError):
     """No GPU can be used; the message says what is missing."""
 
 
+class RunDied(ZeMosaicError):
+    """The process of a run ended without a result; the message holds its last words."""
+
+
 class RunCancelled(ZeMosaicError):
     """The user asked the run to stop."""
 

@@ -9,7 +9,8 @@ from pathlib import Path
 from grid_mode import GridSettings, run_grid
 from zemosaic_fits_products import read_image, read_product_wcs
 from zemosaic_outputs import ProductPaths
-from zemosaic_plan import PLAN_NAME, plan_from_folder, write_plan
+from zemosaic_plan import plan_from_folder, write_plan
+from zemosaic_plan_table import PLAN_NAME
 from zemosaic_synthetic import make_survey
 from zemosaic_truth import score_mosaic
 

@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 FLOORS = [
     {"zemosaic_types"},
-    {"zemosaic_events", "zemosaic_config", "zemosaic_plain_image"},
+    {"zemosaic_events", "zemosaic_config", "zemosaic_plain_image", "zemosaic_temp_files"},
     {"parallel_utils", "zemosaic_backend", "zemosaic_fits_io", "zemosaic_fits_products", "zemosaic_plan_table"},
     {
         "zemosaic_alignment_kernels",
@@ -52,7 +52,7 @@ FLOORS = [
     {"zemosaic_match", "zemosaic_refine", "zemosaic_runbook", "zemosaic_report"},
     {"zemosaic_passes", "zemosaic_stack_pool"},
     {"grid_mode"},
-    {"zemosaic_worker_start"},
+    {"zemosaic_worker", "zemosaic_worker_start"},
     {"zemosaic_synthetic"},
     {"zemosaic_truth_ideal"},
     {"zemosaic_truth_rejection"},

@@ -9,10 +9,12 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import psutil
 import pytest
 
 from surveys import survey_in
+from zemosaic_fits_products import read_image
 from zemosaic_synthetic import small_spec
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -148,9 +150,56 @@ def test_an_output_that_cannot_be_written_is_status_1(frames, tmp_path):
     assert "Traceback" not in done.stderr
 
 
+def test_run_chooses_grid_mode_where_there_is_a_plan_and_does_the_same(frames, finished, tmp_path):
+    folder = tmp_path / "frames"
+    folder.mkdir()
+    for path in frames.glob("*.fit"):
+        os.link(path, folder / path.name)
+    assert command("plan", folder).returncode == 0
+    done = command("run", folder, tmp_path / "out", "--workers", 2)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.startswith(f"Grid mode: {folder} has a stack_plan.csv\n")
+    assert "frames:  6 of 6 used" in done.stdout
+    one, other = ((out / "mosaic_grid.fits") for out in (finished[0], tmp_path / "out"))
+    np.testing.assert_array_equal(read_image(one, 0)[1], read_image(other, 0)[1])
+    again = command("run", folder, tmp_path / "out", "--quiet")
+    assert again.returncode == 2
+    assert again.stderr.startswith("zemosaic: ")
+    assert "--overwrite" in again.stderr
+
+
+def test_run_without_a_plan_says_that_classic_is_not_there_and_runs_nothing_else(frames, tmp_path):
+    done = command("run", frames, tmp_path / "out")
+    assert done.returncode == 2
+    assert f"Classic: {frames} has no stack_plan.csv and grid_mode_enabled is off" in done.stderr
+    assert "Classic is not in this version" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "out").exists()
+    assert command("run", tmp_path / "nowhere", tmp_path / "out").returncode == 2
+
+
+def test_run_with_a_broken_frame_has_status_3_and_one_into_a_file_status_1(frames, tmp_path):
+    folder = tmp_path / "frames"
+    folder.mkdir()
+    for path in frames.glob("*.fit"):
+        os.link(path, folder / path.name)
+    (folder / "broken.fit").write_bytes(b"SIMPLE  =")
+    options = "--set", "grid_mode_enabled=true", "--quiet"
+    done = command("run", folder, tmp_path / "out", *options)
+    assert done.returncode == 3
+    assert "broken.fit" in done.stdout
+    (tmp_path / "file").touch()
+    refused = command("run", folder, tmp_path / "file", *options)
+    assert refused.returncode == 1
+    assert "file" in refused.stderr
+    assert "Traceback" not in refused.stderr
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX systems")
-def test_ctrl_c_ends_with_status_130_and_leaves_nothing_behind(frames, tmp_path):
-    full = [sys.executable, "-m", "zemosaic_cli", "grid", str(frames), str(tmp_path / "out"), "--workers", "2"]
+@pytest.mark.parametrize("name", ["grid", "run"])
+def test_ctrl_c_ends_with_status_130_and_leaves_nothing_behind(name, frames, tmp_path):
+    full = [sys.executable, "-m", "zemosaic_cli", name, str(frames), str(tmp_path / "out"), "--workers", "2"]
+    full += ["--set", "grid_mode_enabled=true"]
     process = subprocess.Popen(full, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     for line in process.stderr:
         if line.startswith("measure:"):
@@ -272,25 +321,17 @@ def test_the_configuration_is_shown_changed_and_documented(tmp_path, monkeypatch
     assert page == (ROOT / "docs" / "configuration.md").read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("name", ["demo", "plan", "grid", "report", "config"])
+@pytest.mark.parametrize("name", ["demo", "plan", "grid", "run", "report", "config"])
 def test_every_command_explains_itself(name):
     done = command(name, "--help")
     assert done.returncode == 0
     assert "usage: zemosaic" in done.stdout
 
 
-def test_the_help_of_grid_names_every_option():
-    text = command("grid", "--help").stdout
-    for option in (
-        "--workers",
-        "--gpu",
-        "--config",
-        "--set",
-        "--overwrite",
-        "--drop-suggested",
-        "--quiet",
-        "--log-level",
-    ):
+@pytest.mark.parametrize("name", ["grid", "run"])
+def test_the_help_of_grid_and_run_names_every_option(name):
+    text = command(name, "--help").stdout
+    for option in ("--workers", "--gpu", "--config", "--set", "--overwrite", "--quiet", "--log-level"):
         assert option in text
 
 

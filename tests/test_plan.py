@@ -14,7 +14,6 @@ from zemosaic_plan import (
     ALIASES,
     NO_WCS,
     PLAN_COLUMNS,
-    PLAN_NAME,
     frame_id,
     load_frames,
     plan_from_folder,
@@ -22,6 +21,7 @@ from zemosaic_plan import (
     scan_folder,
     write_plan,
 )
+from zemosaic_plan_table import PLAN_NAME
 from zemosaic_types import LeftOut, OutputError, PlanError, PlanRow, RunCancelled
 
 LINUX_ONLY = pytest.mark.skipif(os.name == "nt", reason="the name or link is not allowed on Windows")
