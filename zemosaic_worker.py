@@ -158,7 +158,8 @@ class RunHandle:
         self._last_words: deque[str] = deque(maxlen=_MOST_LINES)
         self._heard_end = False
         self._child = _start_child()
-        self._threads = [self._thread(self._hear_last_words), self._thread(self._watch)]
+        self._ear = self._thread(self._hear_last_words)
+        self._thread(self._watch)
         self._teller = None if on_event is None else self._thread(self._tell, Emitter(on_event))
         self._send(_framed((request, pipeline)))
 
@@ -273,8 +274,9 @@ class RunHandle:
                     yield pickle.load(stream)
                 except EOFError:
                     return
-                except pickle.UnpicklingError:  # it was ended in the midst of a word
-                    logger.debug("the last message of the run is cut off", exc_info=True)
+                except (pickle.UnpicklingError, AttributeError, ImportError, IndexError):
+                    # It was ended in the midst of a word, or speaks of what this process does not know.
+                    logger.warning("a message of the run cannot be read", exc_info=True)
                     return
 
     def _see_it_gone(self) -> None:
@@ -283,7 +285,7 @@ class RunHandle:
             self._child.wait(_EXIT_S)
         _end_family(self._child.pid, _LINGER_S)
         self._child.wait()
-        self._threads[0].join(_SIGNAL_S)
+        self._ear.join(_SIGNAL_S)
         self._child.stdin.close()
         for folder in (self._output_folder, self._output_folder / "tiles"):
             try:
@@ -454,16 +456,19 @@ class _Voice:
             self.say(event)
 
     def say_the_end(self) -> None:
-        """Say how the run ended, if it told."""
+        """Say how the run ended, if it told, and nothing more."""
         if self._end is not None:
             self.say(self._end)
+        with self._lock, contextlib.suppress(BrokenPipeError):
+            self._stream.close()
 
     def say(self, message: Event | RunResult | ZeMosaicError) -> None:
         """Send a message."""
         data = pickle.dumps(message)
         with self._lock, contextlib.suppress(BrokenPipeError):  # the parent is gone, and the run with it
-            self._stream.write(data)
-            self._stream.flush()
+            if not self._stream.closed:
+                self._stream.write(data)
+                self._stream.flush()
 
 
 def _read(n_bytes: int) -> bytes:

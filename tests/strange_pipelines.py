@@ -115,6 +115,12 @@ def stubborn(_input, output, _settings, *, listener, cancel):
 
 
 def never_leaving(_input, output, _settings, *, listener, cancel):
-    """Finish, and keep the process from ending."""
-    threading.Thread(target=time.sleep, args=(600,)).start()
+    """Finish, and keep the process from ending, in a thread that goes on talking."""
+
+    def talk():
+        for number in range(60_000):
+            listener(Message(str(number)))
+            time.sleep(0.01)
+
+    threading.Thread(target=talk).start()
     return finish(output, listener)

@@ -33,7 +33,7 @@ from zemosaic_events import (
 )
 from zemosaic_fits_products import read_product_wcs
 from zemosaic_outputs import ProductPaths
-from zemosaic_plan import PLAN_NAME
+from zemosaic_plan_table import PLAN_NAME
 from zemosaic_synthetic import frame_wcs, small_spec
 from zemosaic_types import OutputError, PlanError, RunCancelled, StackParams, ZeMosaicError
 
