@@ -1,4 +1,4 @@
-"""The passes over all frames that every pipeline makes before it stacks: read, measure, match."""
+"""The passes over all frames that every pipeline makes before it stacks: read, solve, measure, match."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 from types import MappingProxyType
 
 from parallel_utils import Outcome, TaskPool, check_cancelled, peak_memory_bytes
+from zemosaic_astrometry import SolveOptions, choose_solver
 from zemosaic_events import RunStarted
 from zemosaic_frame_source import StackFrame
 from zemosaic_ledger import AS_SUGGESTED
@@ -15,9 +16,11 @@ from zemosaic_match import MatchedFrames, MatchOptions, match_frames
 from zemosaic_measure import MeasuredFrame, cell_size_px, measure_frames
 from zemosaic_photometry import Match
 from zemosaic_plan import PLAN_NAME, frame_id, load_frames, plan_from_folder, read_plan, write_plan
+from zemosaic_programs import HOW_TO_INSTALL
 from zemosaic_reproject import Canvas
 from zemosaic_runbook import RunBook
-from zemosaic_types import FrameRecord, LeftOut, PlanError, PlanRow
+from zemosaic_solving import CACHE_NAME, WcsCache, solve_frames
+from zemosaic_types import FrameRecord, LeftOut, PlanError, PlanRow, SolverMissing
 
 logger = logging.getLogger("ZeMosaicWorker.passes")
 
@@ -28,7 +31,9 @@ _MEASURE_BATCH = 4
 _MeasureTask = tuple[list[FrameRecord], Canvas, int, int]
 
 
-def read_frames(folder: Path, book: RunBook, drop: Mapping[str, str] = NOTHING) -> list[FrameRecord]:
+def read_frames(
+    folder: Path, book: RunBook, drop: Mapping[str, str] = NOTHING, *, keep_unplaced: bool = False
+) -> list[FrameRecord]:
     """Return the usable frames of a folder, in frame order; the others are left out with their reasons.
 
     A folder without a plan gets one, which is kept beside the products.
@@ -39,6 +44,8 @@ def read_frames(folder: Path, book: RunBook, drop: Mapping[str, str] = NOTHING) 
     book : RunBook
     drop : mapping of str
         Frames that the user wants left out, whatever they are like: reasons by frame id.
+    keep_unplaced : bool
+        Whether frames without a usable WCS are kept, for `solve_all`.
 
     Raises
     ------
@@ -58,7 +65,9 @@ def read_frames(folder: Path, book: RunBook, drop: Mapping[str, str] = NOTHING) 
     for row in rows:
         book.plan(str(row.path), row.line)
     wanted = _without_suggested(rows, folder, drop, book)
-    records, unusable = load_frames(wanted, folder, on_progress=book.progress("headers"), cancel=book.cancel)
+    records, unusable = load_frames(
+        wanted, folder, keep_unplaced=keep_unplaced, on_progress=book.progress("headers"), cancel=book.cancel
+    )
     for item in [*left_out, *unusable]:
         book.leave_out(item)
     for record in records:
@@ -78,6 +87,55 @@ def _without_suggested(rows: list[PlanRow], folder: Path, drop: Mapping[str, str
         reason = AS_SUGGESTED + drop[names[row]]
         book.leave_out(LeftOut(str(row.path), reason, row.line, asked=True))
     return [row for row in rows if names.get(row) not in drop]
+
+
+def solve_all(records: list[FrameRecord], options: SolveOptions, book: RunBook) -> list[FrameRecord]:
+    """Find the place on the sky of the frames that have no usable WCS; leave out those where that fails.
+
+    Solutions are kept in the folder `CACHE_NAME` beside the products. Without a plate solver the user is told what
+    to install, once, and only what is remembered there helps.
+
+    Parameters
+    ----------
+    records : list of FrameRecord
+        From `read_frames` with `keep_unplaced`.
+    options : SolveOptions
+    book : RunBook
+
+    Returns
+    -------
+    list of FrameRecord
+        In frame order, all with a WCS.
+
+    Raises
+    ------
+    PlanError
+        If no frame has a place on the sky.
+    RunCancelled
+    """
+    placed = [record for record in records if not record.unplaced]
+    unplaced = [record for record in records if record.unplaced]
+    try:
+        solver = choose_solver(options)
+        logger.info("[GRID] %d frame(s) without a usable WCS go to %s", len(unplaced), solver.name)
+    except SolverMissing as missing:
+        solver, why = None, f" ({missing})" if str(missing) else ""
+        book.say(
+            f"{len(unplaced)} frame(s) have no usable WCS and no plate solver is there{why}. {HOW_TO_INSTALL}",
+            "WARNING",
+        )
+    cache = WcsCache(book.paths.folder / CACHE_NAME)
+    how = {"placed": placed, "on_progress": book.progress("solve"), "cancel": book.cancel}
+    verdicts = solve_frames(unplaced, solver, options, cache, **how)
+    for record, verdict in zip(unplaced, verdicts, strict=True):
+        if verdict.reason:
+            book.leave_out(LeftOut(record.path, f"{record.unplaced}; {verdict.reason}", record.line))
+    solved = [verdict for verdict in verdicts if not verdict.reason]
+    n_remembered = sum(verdict.remembered for verdict in solved)
+    logger.info("[GRID] solved %d of %d frame(s), %d remembered", len(solved), len(unplaced), n_remembered)
+    if not placed and not solved:
+        raise PlanError(f"no frame has a place on the sky: {book.first_reasons()}")
+    return sorted([*placed, *(verdict.record for verdict in solved)], key=lambda record: record.frame_id)
 
 
 def measure_all(

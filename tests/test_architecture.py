@@ -13,8 +13,15 @@ ROOT = Path(__file__).resolve().parents[1]
 
 FLOORS = [
     {"zemosaic_types"},
-    {"zemosaic_events", "zemosaic_config", "zemosaic_plain_image"},
-    {"parallel_utils", "zemosaic_backend", "zemosaic_fits_io", "zemosaic_fits_products", "zemosaic_plan_table"},
+    {"zemosaic_events", "zemosaic_config", "zemosaic_plain_image", "zemosaic_cards"},
+    {
+        "parallel_utils",
+        "zemosaic_backend",
+        "zemosaic_fits_io",
+        "zemosaic_fits_products",
+        "zemosaic_plan_table",
+        "zemosaic_programs",
+    },
     {
         "zemosaic_clip_kernels",
         "zemosaic_overlap_kernels",
@@ -35,9 +42,9 @@ FLOORS = [
     },
     {"zemosaic_tiling", "zemosaic_frame_arrays"},
     {"zemosaic_plan", "zemosaic_measure", "zemosaic_frame_source", "zemosaic_assembly", "zemosaic_outputs"},
-    {"zemosaic_align_stack_gpu", "zemosaic_ledger"},
+    {"zemosaic_align_stack_gpu", "zemosaic_ledger", "zemosaic_astrometry"},
     {"zemosaic_align_stack", "zemosaic_report_page"},
-    {"zemosaic_match", "zemosaic_runbook", "zemosaic_report"},
+    {"zemosaic_match", "zemosaic_runbook", "zemosaic_report", "zemosaic_solving"},
     {"zemosaic_passes", "zemosaic_stack_pool"},
     {"grid_mode"},
     {"zemosaic_synthetic"},
