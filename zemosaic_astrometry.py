@@ -11,7 +11,7 @@ import re
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -25,7 +25,7 @@ from scipy.spatial import KDTree
 from zemosaic_config import Config
 from zemosaic_events import CancelToken
 from zemosaic_fits_io import frame_wcs, pixel_scale_arcsec, read_frame_header
-from zemosaic_fits_products import read_table, write_hdus
+from zemosaic_fits_products import read_table, write_hdus, write_text
 from zemosaic_measure import luminance
 from zemosaic_preprocess import sky_and_noise
 from zemosaic_programs import (
@@ -125,9 +125,9 @@ def hint_of(header: FrameHeader, radius_deg: float) -> Hint:
 def pointing_icrs(header: FrameHeader) -> tuple[float, float] | None:
     """Return where a header says that the telescope points, in ICRS, degrees; None if it does not say.
 
-    Without a word on their equinox RA and DEC are taken as J2000, but as of date (precessed from DATE-OBS; nutation
-    and aberration, 0.01 degrees together, are neglected) if they are a Seestar's, which differ by a third of a
-    degree by now.
+    Without a word on their equinox RA and DEC are taken as J2000, but as of date if they are a Seestar's, which
+    differ by a third of a degree by now. They are precessed from DATE-OBS; nutation and aberration, 0.01 degrees
+    together, are neglected.
     """
     ra, dec = header.ra_deg, header.dec_deg
     if ra is None or dec is None or ra == dec == 0.0:  # what programs write that know nothing
@@ -210,7 +210,10 @@ def star_picture(record: FrameRecord) -> StarPicture:
 
 @dataclass(frozen=True)
 class Answer:
-    """What a solver says: a WCS of the picture, and the catalogue stars it matched, (m, 2) degrees, if it tells."""
+    """What a solver says: a WCS of the picture, and where the catalogue stars are that it matched, if it tells.
+
+    `matched_deg` has the shape (m, 2): right ascension and declination.
+    """
 
     wcs: WCS
     matched_deg: np.ndarray | None = None
@@ -239,7 +242,7 @@ class PlateSolver(Protocol):
 
 
 def choose_solver(options: SolveOptions) -> PlateSolver:
-    """Return the plate solver that a user wants: ``"auto"`` is ASTAP if it has a star database, else astrometry.net.
+    """Return the plate solver that a user wants; ``"auto"``: ASTAP if it has a star database, else astrometry.net.
 
     Raises
     ------
@@ -271,7 +274,7 @@ class AstrometryNet:
     @classmethod
     def find(cls, options: SolveOptions) -> AstrometryNet:
         """Return the one of this machine; raise `SolverMissing` if it, or its index files, are not there."""
-        program = find_solve_field()
+        program = str(Path(find_solve_field()).absolute())
         indexes = find_indexes(options.astrometry_local_path)
         if indexes is not None and not indexes:
             raise SolverMissing("solve-field has no index files (Debian: apt-get install astrometry-data-tycho2)")
@@ -282,7 +285,7 @@ class AstrometryNet:
         """Solve a picture; see `PlateSolver`."""
         image = _write_picture(picture, folder)
         finished = _run(self.command(picture, hint, image), folder, self.timeout_s, cancel)
-        wcs = _read_answer(image, finished, self.timeout_s)
+        wcs = _read_answer(image, finished)
         try:
             table = read_table(image.with_suffix(".corr"), 1)
             matched = np.column_stack([table["index_ra"], table["index_dec"]]).astype(np.float64)
@@ -295,19 +298,24 @@ class AstrometryNet:
         low, high = (f"{scale * picture.binning:.6g}" for scale in hint.scales_arcsec())
         parts = [self.program, "--overwrite", "--no-plots", "--no-verify", "--no-tweak", "--crpix-center"]
         parts += ["--scale-units", "arcsecperpix", "--scale-low", low, "--scale-high", high]
-        parts += [
-            "--cpulimit",
-            f"{math.ceil(self.timeout_s)}",
-            "--downsample",
-            f"{_shrink(picture, self.downsample)}",
-        ]
+        parts += ["--downsample", str(_shrink(picture, self.downsample))]
+        parts += ["--cpulimit", str(math.ceil(self.timeout_s))]
         if hint.centre_deg is not None:
             ra, dec = hint.centre_deg
             parts += ["--ra", f"{ra:.5f}", "--dec", f"{dec:.5f}", "--radius", f"{hint.radius_deg:g}"]
         if self.local_path:
-            parts += ["--index-dir" if Path(self.local_path).is_dir() else "--config", self.local_path]
+            parts += ["--config", str(self._config_in(image.parent))]
         folder = str(image.parent)
         return [*parts, "--dir", folder, "--temp-dir", folder, "--new-fits", "none", str(image)]
+
+    def _config_in(self, folder: Path) -> Path:
+        """Return the program's configuration: what the user names, or one made for the folder that he names."""
+        named = Path(self.local_path).absolute()
+        if not named.is_dir():
+            return named
+        made = folder / "astrometry.cfg"
+        write_text(made, f"add_path {named}\nautoindex\n")
+        return made
 
 
 @dataclass(frozen=True)
@@ -324,9 +332,9 @@ class Astap:
     @classmethod
     def find(cls, options: SolveOptions) -> Astap:
         """Return the one of this machine; raise `SolverMissing` if it, or a star database, is not there."""
-        program = find_astap(options.astap_path)
+        program = str(Path(find_astap(options.astap_path)).absolute())
         try:
-            database = find_star_database(program, options.astap_data_dir)
+            database = find_star_database(program, options.astap_data_dir).absolute()
         except SolverMissing as reason:
             raise SolverMissing(f"ASTAP is at {program}, but {reason}") from None
         identity = _identity(cls.name, program, star_files(database), options)
@@ -339,25 +347,23 @@ class Astap:
         notes = image.with_suffix(".ini")
         if notes.is_file():
             told = re.findall(r"^(?:ERROR|WARNING)=(.+)$", notes.read_text("utf-8", "replace"), re.MULTILINE)
-            finished = Finished(finished.status, "\n".join([finished.output, *reversed(told)]))
-        return Answer(_read_answer(image, finished, self.timeout_s))
+            finished = replace(finished, output="\n".join([finished.output, *reversed(told)]))
+        return Answer(_read_answer(image, finished))
 
     def command(self, picture: StarPicture, hint: Hint, image: Path) -> list[str]:
         """Return the program and its arguments; a field of view of 0 lets ASTAP try all of them."""
         height_deg = 0.0
         if hint.scale_arcsec is not None:
             height_deg = hint.scale_arcsec * picture.binning * picture.levels.shape[0] / 3600.0
-        parts = [
-            self.program,
-            "-f",
-            str(image),
-            "-o",
-            str(image.with_suffix("")),
+        parts = [self.program, "-f", str(image), "-o", str(image.with_suffix("")), "-wcs"]
+        parts += [
             "-d",
             str(self.database),
-            "-wcs",
+            "-z",
+            str(_shrink(picture, self.downsample)),
+            "-fov",
+            f"{height_deg:.5f}",
         ]
-        parts += ["-z", f"{_shrink(picture, self.downsample)}", "-fov", f"{height_deg:.5f}"]
         if hint.centre_deg is None:
             return [*parts, "-r", "180"]
         ra, dec = hint.centre_deg
@@ -394,10 +400,10 @@ def _run(command: list[str], folder: Path, timeout_s: float, cancel: CancelToken
         raise SolveError(f"{command[0]} cannot be started: {err.strerror or err}") from err
 
 
-def _read_answer(image: Path, finished: Finished, timeout_s: float) -> WCS:
+def _read_answer(image: Path, finished: Finished) -> WCS:
     """Return the WCS that a solver has put beside a picture, or raise `SolveError` with its last words."""
-    if finished.status is None:
-        raise SolveError(f"stopped after {timeout_s:g} s without a solution")
+    if finished.stopped:
+        raise SolveError(f"stopped {finished.stopped} without a solution")
     words = last_words(finished.output, image.parent)
     if not image.with_suffix(".wcs").is_file() or finished.status:
         how = f" (exit status {finished.status})" if finished.status else ""
@@ -406,8 +412,8 @@ def _read_answer(image: Path, finished: Finished, timeout_s: float) -> WCS:
         wcs = frame_wcs(read_frame_header(image))
     except FrameError as err:
         raise SolveError(f"its solution cannot be used: {err}") from err
-    if wcs.has_distortion:
-        raise SolveError("its solution has distortions that were not asked for")
+    if wcs.has_distortion or list(wcs.wcs.ctype) != ["RA---TAN", "DEC--TAN"]:
+        raise SolveError(f"its solution is of a kind that was not asked for: {', '.join(wcs.wcs.ctype)}")
     return wcs
 
 

@@ -74,7 +74,7 @@ def _sexagesimal_deg(text: str, *, is_ra: bool) -> float | None:
 
 
 def equinox(headers: Headers) -> str:
-    """Return what RA and DEC are said to refer to, as it is written: a year, ``"ICRS"``, ``"JNOW"``, or nothing."""
+    """Return what RA and DEC are said to refer to, in the header's words (a year, ICRS, JNOW), or nothing."""
     return text_of(headers, "EQUINOX", "OBJEQUIN", "RADESYS", "RADECSYS", "EPOCH").upper()
 
 

@@ -13,7 +13,6 @@ import shutil
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from importlib import metadata
-from pathlib import Path
 
 from zemosaic_programs import (
     HOW_TO_INSTALL,

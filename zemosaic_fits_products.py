@@ -233,17 +233,10 @@ def read_table(path: Path, hdu: int) -> dict[str, np.ndarray]:
         with warnings.catch_warnings():
             warnings.simplefilter("error", AstropyUserWarning)  # of a truncated file
             rows = fits.getdata(path, hdu)
-            columns = {name: np.asarray(rows[name]) for name in rows.names}
+            names = rows.dtype.names or ()
+            columns = {name: np.asarray(rows[name]) for name in names}
         return {name: column.astype(column.dtype.newbyteorder("=")) for name, column in columns.items()}
-    except (
-        OSError,
-        LookupError,
-        ValueError,
-        TypeError,
-        AttributeError,
-        fits.VerifyError,
-        AstropyUserWarning,
-    ) as err:
+    except (OSError, LookupError, ValueError, TypeError, fits.VerifyError, AstropyUserWarning) as err:
         raise FrameError(f"{path} cannot be read: {err}") from err
 
 

@@ -166,7 +166,7 @@ def _clean_planes(raw: np.ndarray, bayer: str) -> tuple[_Planes, np.ndarray, np.
 def luminance(record: FrameRecord) -> tuple[np.ndarray, int]:
     """Return one plane that shows the stars of a frame: for pattern matching, not for photometry.
 
-    Colours behind a filter array are averaged over their 2 x 2 cell, of a colour cube the green plane is taken, and
+    Colours behind a filter array are averaged over their 2 x 2 cell, of a colour cube the green plane is taken;
     isolated defects are replaced.
 
     Returns

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from zemosaic_events import CancelToken
-from zemosaic_types import RunCancelled, SolverMissing
+from zemosaic_types import SolverMissing
 
 Which = Callable[[str], str | None]
 
@@ -190,10 +190,11 @@ def _names_in(folder: Path) -> list[str]:
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """How a program ended: its exit status, None if its time was up, and the end of what it printed."""
+    """How a program ended: its exit status, or why it had to be stopped, and the end of what it printed."""
 
     status: int | None
     output: str
+    stopped: str = ""
 
 
 def run_boxed(
@@ -237,22 +238,26 @@ def run_boxed(
             start_new_session=True,
         )
         try:
-            status = _wait(process, printed, time.monotonic() + timeout_s, cancel)
+            stopped = _wait(process, printed, timeout_s, cancel)
         finally:
             _kill_all(process)
-    return Finished(status, _tail(printed))
+    return Finished(None if stopped else process.returncode, _tail(printed), stopped)
 
 
-def _wait(process: subprocess.Popen, printed: Path, deadline: float, cancel: CancelToken | None) -> int | None:
-    """Return the exit status, None if there is none by the deadline."""
+def _wait(process: subprocess.Popen, printed: Path, timeout_s: float, cancel: CancelToken | None) -> str:
+    """Wait for the end of a program; return why it must be stopped, nothing if it has ended."""
+    deadline = time.monotonic() + timeout_s
     while True:
-        if cancel is not None and cancel.cancelled:
-            raise RunCancelled("the run was cancelled")
+        if cancel is not None:
+            cancel.check()
         try:
-            return process.wait(timeout=_POLL_S)
+            process.wait(timeout=_POLL_S)
+            return ""
         except subprocess.TimeoutExpired:
-            if time.monotonic() >= deadline or printed.stat().st_size > _MOST_OUTPUT_BYTES:
-                return None
+            if time.monotonic() >= deadline:
+                return f"after {timeout_s:g} s"
+            if printed.stat().st_size > _MOST_OUTPUT_BYTES:
+                return f"after printing {_MOST_OUTPUT_BYTES >> 20} MB"
 
 
 def _kill_all(process: subprocess.Popen) -> None:

@@ -177,7 +177,7 @@ def solve_frames(
         If `cancel` was set; no solver runs any more by then.
     """
     flag = _EitherFlag(cancel or CancelToken())
-    tell = on_progress or (lambda done, total: None)
+    tell = on_progress or _tell_nobody
     tell(0, len(records))
     verdicts: dict[str, Verdict] = {}
     pool = ThreadPoolExecutor(_count_instances(options, len(records)), thread_name_prefix="solve")
@@ -193,6 +193,10 @@ def solve_frames(
         flag.set()
         pool.shutdown(wait=True, cancel_futures=True)
     return _without_mirrored([verdicts[record.path] for record in records], placed)
+
+
+def _tell_nobody(_done: int, _total: int) -> None:
+    """Take the place of a progress that nobody wants."""
 
 
 def _count_instances(options: SolveOptions, n_frames: int) -> int:
