@@ -78,7 +78,7 @@ def test_a_folder_is_a_star_database_if_it_holds_one(tmp_path, file):
     other.mkdir()
     (other / file).touch()
     assert find_star_database(str(beside / "astap"), "", {"ASTAP_STAR_DB": str(other)}) == other
-    with pytest.raises(SolverMissing, match="astap_data_dir names .*, in which there is no star database"):
+    with pytest.raises(SolverMissing, match=r"astap_data_dir names .*, in which there is no star database"):
         find_star_database(str(beside / "astap"), str(tmp_path), {"ASTAP_STAR_DB": str(other)})
 
 
@@ -178,5 +178,5 @@ def test_a_cancelled_run_waits_for_no_program(tmp_path):
 def test_a_program_that_cannot_be_started_says_so(tmp_path):
     text = tmp_path / "text"
     text.write_text("no program", encoding="utf-8")
-    with pytest.raises(OSError, match="ermission|format|valid"):
+    with pytest.raises(OSError, match=r"ermission|format|valid"):
         run_boxed([str(text)], tmp_path, timeout_s=5)
