@@ -55,6 +55,7 @@ _DATABASE_FILE = re.compile(r"[a-z]\d\d_\d{4}\.(1476|290|001)", re.IGNORECASE)
 _INDEX_CONFIGS = ("/etc/astrometry.cfg", "/usr/local/astrometry/etc/astrometry.cfg")
 
 _POLL_S = 0.05
+_KILL_S = 1.0
 _MOST_OUTPUT_BYTES = 16 * 1024**2
 _TAIL_BYTES = 64 * 1024
 # A library path meant for this Python must not lead another one astray.
@@ -281,6 +282,7 @@ def _kill_all(process: subprocess.Popen) -> None:
         except psutil.NoSuchProcess:
             continue
     process.wait()
+    psutil.wait_procs(family, timeout=_KILL_S)
 
 
 def _tail(path: Path) -> str:
