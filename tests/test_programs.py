@@ -9,6 +9,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+import zemosaic_programs
 from zemosaic_events import CancelToken
 from zemosaic_programs import (
     find_astap,
@@ -65,7 +66,8 @@ def test_what_nobody_named_and_nobody_has_is_missing_without_words():
 
 
 @pytest.mark.parametrize("file", ["d50_0101.1476", "h17_3611.1476", "g05_0101.290", "w08_0101.001"])
-def test_a_folder_is_a_star_database_if_it_holds_one(tmp_path, file):
+def test_a_folder_is_a_star_database_if_it_holds_one(tmp_path, file, monkeypatch):
+    monkeypatch.setattr(zemosaic_programs, "_DATABASE_PLACES", ())
     beside = tmp_path / "bin"
     (beside / "data").mkdir(parents=True)
     with pytest.raises(SolverMissing, match="no star database"):

@@ -181,7 +181,9 @@ def no_solver(tmp_path_factory, monkeypatch):
     """A machine without any plate solver."""
     monkeypatch.setenv("PATH", str(tmp_path_factory.mktemp("nothing")))
     monkeypatch.setattr(zemosaic_programs, "_ASTAP_PLACES", ())
-    for name in ("ASTAP_EXE", "ASTAP_BIN", "ASTAP_PATH"):
+    monkeypatch.setattr(zemosaic_programs, "_DATABASE_PLACES", ())
+    names = ("ASTAP_EXE", "ASTAP_BIN", "ASTAP_PATH", "ASTAP_DATA_DIR", "ASTAP_STAR_DB", "ASTAP_DATABASE")
+    for name in names:
         monkeypatch.delenv(name, raising=False)
 
 
@@ -337,12 +339,12 @@ def test_a_solver_that_hangs_is_stopped_in_time_and_nothing_is_left(fake, raw, t
 
 @posix_only
 def test_no_more_solvers_run_at_once_than_are_allowed(fake, raw, truths, cache):
-    fake.behave()
-    fake.behave(f"open({str(fake.answers / 'spans')!r}, 'a').write(f'{{time.time()}} ')\ntime.sleep(0.5)")
+    starts = fake.answers / "starts"
+    fake.behave(f"open({str(starts)!r}, 'a').write(f'{{time.monotonic()}} ')\ntime.sleep(0.5)")
     solve(fake, raw, cache, max_instances=1)
-    starts = sorted(float(word) for word in (fake.answers / "spans").read_text(encoding="utf-8").split())
-    assert len(starts) == 3
-    assert np.diff(starts).min() > 0.5
+    times = sorted(float(word) for word in starts.read_text(encoding="utf-8").split())
+    assert len(times) == 3
+    assert np.diff(times).min() > 0.5
 
 
 @posix_only
