@@ -342,7 +342,7 @@ class _GridRun:
             if settings.drop_suggested and not drop:
                 book.say("the ledger of the earlier run suggests no frame to leave out")
             records = read_frames(self.input_folder, book, drop, keep_unplaced=settings.solve is not None)
-        if any(record.unplaced for record in records):
+        if settings.solve is not None and settings.solve.concerns(records):
             with book.phase("solve"):
                 records = solve_all(records, settings.solve, book)
         with book.phase("canvas"):

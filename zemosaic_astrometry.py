@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import re
 import tempfile
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -71,6 +72,7 @@ class SolveOptions:
     downsample: int = 0
     max_instances: int = 0
     retry_failed: bool = False
+    resolve_all: bool = False
 
     @classmethod
     def from_config(cls, config: Config) -> SolveOptions | None:
@@ -87,7 +89,16 @@ class SolveOptions:
             downsample=config["solver_downsample"],
             max_instances=config["astap_max_instances"],
             retry_failed=config["solve_retry_failed"],
+            resolve_all=config["force_resolve_existing_wcs"],
         )
+
+    def concerns(self, records: list[FrameRecord]) -> bool:
+        """Whether there is anything to solve."""
+        return self.resolve_all or any(record.unplaced for record in records)
+
+
+#: SExtractor's settings belong to the process.
+_detection = threading.Lock()
 
 
 # ---- what is known before --------------------------------------------------------------------------------
@@ -194,11 +205,12 @@ def star_picture(record: FrameRecord) -> StarPicture:
         If it shows too few stars.
     """
     plane, binning = luminance(record)
-    residual, mask = subtract_background(plane)
     _, noise = sky_and_noise(plane)
     if not noise > 0:
         raise FrameError("constant image: its pixels show no noise")
-    stars = find_stars(residual, mask, noise)
+    with _detection:
+        residual, mask = subtract_background(plane)
+        stars = find_stars(residual, mask, noise)
     if stars.x.size < _FEWEST_STARS:
         raise SolveError(f"only {stars.x.size} stars are found in it")
     levels = np.rint(_PEDESTAL + _LEVELS_A_SIGMA / noise * residual)
@@ -256,7 +268,8 @@ def choose_solver(options: SolveOptions) -> PlateSolver:
             try:
                 return make(options)
             except SolverMissing as reason:
-                missing.append(str(reason))
+                named = "" if options.method == "auto" else f"solver_method is {name}, which is not there"
+                missing.append(str(reason) or named)
     raise SolverMissing("; ".join(filter(None, missing)))
 
 

@@ -166,6 +166,8 @@ OPTIONS: tuple[Option, ...] = (
            "Solvers that run at once, of either kind; 0 or less = chosen from cores and memory.", advanced=True),
     Option("solve_retry_failed", "bool", False, _SOLVING,
            "Try frames again that the same solver with the same settings has failed before.", advanced=True),
+    Option("force_resolve_existing_wcs", "bool", False, _SOLVING,
+           "Solve frames that have a WCS, too; one that cannot be solved keeps what it has.", advanced=True),
     Option("use_gpu_grid", "switch", None, _GPU,
            "Stack tiles on the GPU; auto = what the first defined of the older switches says, else off."),
     Option("use_gpu_phase5", "switch", None, _GPU, "Older switch; decides while use_gpu_grid is auto.",

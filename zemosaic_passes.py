@@ -19,7 +19,7 @@ from zemosaic_plan import PLAN_NAME, frame_id, load_frames, plan_from_folder, re
 from zemosaic_programs import HOW_TO_INSTALL
 from zemosaic_reproject import Canvas
 from zemosaic_runbook import RunBook
-from zemosaic_solving import CACHE_NAME, WcsCache, solve_frames
+from zemosaic_solving import CACHE_NAME, Verdict, WcsCache, solve_frames
 from zemosaic_types import FrameRecord, LeftOut, PlanError, PlanRow, SolverMissing
 
 logger = logging.getLogger("ZeMosaicWorker.passes")
@@ -92,6 +92,8 @@ def _without_suggested(rows: list[PlanRow], folder: Path, drop: Mapping[str, str
 def solve_all(records: list[FrameRecord], options: SolveOptions, book: RunBook) -> list[FrameRecord]:
     """Find the place on the sky of the frames that have no usable WCS; leave out those where that fails.
 
+    With `SolveOptions.resolve_all` frames that have a WCS are solved too; where that fails they keep it.
+
     Solutions are kept in the folder `CACHE_NAME` beside the products. Without a plate solver the user is told what
     to install, once, and only what is remembered there helps.
 
@@ -113,29 +115,39 @@ def solve_all(records: list[FrameRecord], options: SolveOptions, book: RunBook) 
         If no frame has a place on the sky.
     RunCancelled
     """
-    placed = [record for record in records if not record.unplaced]
-    unplaced = [record for record in records if record.unplaced]
+    wanted = [record for record in records if record.unplaced or options.resolve_all]
+    placed = [record for record in records if not (record.unplaced or options.resolve_all)]
     try:
         solver = choose_solver(options)
-        logger.info("[GRID] %d frame(s) without a usable WCS go to %s", len(unplaced), solver.name)
+        logger.info("[GRID] %d frame(s) go to %s", len(wanted), solver.name)
     except SolverMissing as missing:
         solver, why = None, f" ({missing})" if str(missing) else ""
         book.say(
-            f"{len(unplaced)} frame(s) have no usable WCS and no plate solver is there{why}. {HOW_TO_INSTALL}",
+            f"{len(wanted)} frame(s) are to be solved and no plate solver is there{why}. {HOW_TO_INSTALL}",
             "WARNING",
         )
     cache = WcsCache(book.paths.folder / CACHE_NAME)
     how = {"placed": placed, "on_progress": book.progress("solve"), "cancel": book.cancel}
-    verdicts = solve_frames(unplaced, solver, options, cache, **how)
-    for record, verdict in zip(unplaced, verdicts, strict=True):
-        if verdict.reason:
-            book.leave_out(LeftOut(record.path, f"{record.unplaced}; {verdict.reason}", record.line))
+    verdicts = solve_frames(wanted, solver, options, cache, **how)
     solved = [verdict for verdict in verdicts if not verdict.reason]
     n_remembered = sum(verdict.remembered for verdict in solved)
-    logger.info("[GRID] solved %d of %d frame(s), %d remembered", len(solved), len(unplaced), n_remembered)
-    if not placed and not solved:
+    logger.info("[GRID] solved %d of %d frame(s), %d remembered", len(solved), len(wanted), n_remembered)
+    placed += [verdict.record for verdict in solved] + _keep_or_leave_out(verdicts, book)
+    if not placed:
         raise PlanError(f"no frame has a place on the sky: {book.first_reasons()}")
-    return sorted([*placed, *(verdict.record for verdict in solved)], key=lambda record: record.frame_id)
+    return sorted(placed, key=lambda record: record.frame_id)
+
+
+def _keep_or_leave_out(verdicts: list[Verdict], book: RunBook) -> list[FrameRecord]:
+    """Return the frames that could not be solved but have a WCS; leave out those that have none."""
+    kept = []
+    for record, reason in ((verdict.record, verdict.reason) for verdict in verdicts if verdict.reason):
+        if record.unplaced:
+            book.leave_out(LeftOut(record.path, f"{record.unplaced}; {reason}", record.line))
+        else:
+            logger.warning("[GRID] %s keeps the WCS that it has: %s", record.path, reason)
+            kept.append(record)
+    return kept
 
 
 def measure_all(

@@ -155,7 +155,7 @@ def solve_frames(
     Parameters
     ----------
     records : sequence of FrameRecord
-        Frames without a WCS.
+        Frames that are to be solved, as a rule without a WCS.
     solver : PlateSolver or None
         Without one only what is remembered helps.
     options : SolveOptions
@@ -192,7 +192,7 @@ def solve_frames(
     finally:
         flag.set()
         pool.shutdown(wait=True, cancel_futures=True)
-    return _without_mirrored([verdicts[record.path] for record in records], placed)
+    return _without_mirrored([verdicts[record.path] for record in records], records, placed)
 
 
 def _tell_nobody(_done: int, _total: int) -> None:
@@ -247,7 +247,9 @@ def _placed(record: FrameRecord, text: str, source: Path) -> FrameRecord:
     return replace(record, header=header, unplaced="")
 
 
-def _without_mirrored(verdicts: list[Verdict], placed: Sequence[FrameRecord]) -> list[Verdict]:
+def _without_mirrored(
+    verdicts: list[Verdict], records: Sequence[FrameRecord], placed: Sequence[FrameRecord]
+) -> list[Verdict]:
     """Refuse solutions of the other parity than nearly all frames of their instrument have."""
     voices: dict[tuple, list[tuple[int, int | None]]] = defaultdict(list)
     for record in placed:
@@ -263,7 +265,7 @@ def _without_mirrored(verdicts: list[Verdict], placed: Sequence[FrameRecord]) ->
             k = group[odd][1]
             if k is not None:
                 reason = f"refused: the solution is mirrored against those of {len(group) - 1} frames like it"
-                checked[k] = Verdict(verdicts[k].record, reason)
+                checked[k] = Verdict(records[k], reason)
     return checked
 
 

@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shutil
+import tempfile
 import threading
 import time
 from dataclasses import replace
@@ -327,7 +328,11 @@ def test_who_is_odd_is_told_by_many_only():
 
 
 @posix_only
-def test_a_solver_that_hangs_is_stopped_in_time_and_nothing_is_left(fake, raw, truths, cache):
+def test_a_solver_that_hangs_is_stopped_in_time_and_nothing_is_left(
+    fake, raw, truths, cache, tmp_path, monkeypatch
+):
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
     fake.behave("import subprocess\nsubprocess.Popen([sys.argv[0], '--ra', 'child', 'x'])\ntime.sleep(300)")
     start = time.monotonic()
     verdicts = solve(fake, raw, cache, timeout_s=1.5, max_instances=3)
@@ -335,6 +340,7 @@ def test_a_solver_that_hangs_is_stopped_in_time_and_nothing_is_left(fake, raw, t
     assert {verdict.reason for verdict in verdicts} == {"astrometry.net: stopped after 1.5 s without a solution"}
     assert len(fake.calls) >= 3
     assert fake.running == []
+    assert list((tmp_path / "temporary").iterdir()) == []
 
 
 @posix_only
@@ -534,7 +540,7 @@ def test_without_a_solver_the_user_is_told_once_what_to_install(no_solver, raw, 
         e.text for e in run.events if isinstance(e, Message) and e.level == "WARNING" and "plate solver" in e.text
     ]
     assert len(told) == 1
-    assert told[0].startswith("3 frame(s) have no usable WCS and no plate solver is there. ")
+    assert told[0].startswith("3 frame(s) are to be solved and no plate solver is there. ")
     assert "apt-get install astrometry.net astrometry-data-tycho2" in told[0]
     assert "ASTAP" in told[0]
     assert run.result.n_used == 5
@@ -555,6 +561,17 @@ def test_a_run_that_shall_not_solve_calls_nobody_and_gives_the_plain_reason(fake
     assert fake.calls == []
     assert row_of(run, truths[0].frame_id)["reason"] == NO_WCS
     assert "solve" not in json.loads(run.paths.report.read_text(encoding="utf-8"))["seconds"]
+
+
+@posix_only
+def test_frames_that_have_a_wcs_are_solved_again_where_the_user_asks(fake, raw, truths, cache, tmp_path):
+    """One has lost its WCS, one is solved anew, half a pixel away; all others keep what they have."""
+    for truth in (truths[0], truths[3]):
+        fake.prepare(truth, shift_px=0.5)
+    run = Run(raw, tmp_path / "out", settings_with(fake, resolve_all=True))
+    assert len(fake.calls) == 8
+    assert [row["used"] for row in run.ledger] == ["yes", "no", "no"] + ["yes"] * 5
+    assert f"{raw / truths[4].frame_id} keeps the WCS that it has: astrometry.net: " in run.log
 
 
 def test_a_run_of_placed_frames_looks_for_no_solver(frames, tmp_path, monkeypatch):
@@ -578,8 +595,9 @@ def test_the_options_reach_the_solver():
         "astap_path": "a",
         "astap_data_dir": "b",
         "astrometry_local_path": "c",
+        "force_resolve_existing_wcs": True,
     }
-    expected = SolveOptions("astrometry_net", "a", "b", "c", 7.0, 9.0, 4, 3, True)
+    expected = SolveOptions("astrometry_net", "a", "b", "c", 7.0, 9.0, 4, 3, True, True)
     assert GridSettings.from_config(resolve(values)).solve == expected
     assert GridSettings.from_config(resolve({})) == GridSettings(workers=0)
 
