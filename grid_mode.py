@@ -1,8 +1,9 @@
 """Grid mode: a plan of frames in, one mosaic out, tile by tile in parallel processes.
 
-The run goes plan, headers, canvas, measure, refine, match, tiles, assembly. All that decides the value of a
-pixel is settled for the whole run before the first tile is cut, so tiles, workers, memory and the order of the
-plan leave no trace in the mosaic. A frame or tile that fails is named and left out; it never ends the run.
+The run goes plan, headers, plate solving, canvas, measure, refine, flat, match, tiles, assembly. All that decides
+the value of a pixel is settled for the whole run before the first tile is cut, so tiles, workers, memory and the
+order of the plan leave no trace in the mosaic. A frame or tile that fails is named and left out; it never ends the
+run.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from parallel_utils import (
 )
 from zemosaic_align_stack import StackedRect, StackOptions, stack_frames
 from zemosaic_assembly import Assembly, CorePlaces, WrittenCore, write_core
+from zemosaic_astrometry import SolveOptions
 from zemosaic_config import Config, resolve
 from zemosaic_events import CancelToken, Emitter, FinishReason, RunFinished, TileDone, as_listener
 from zemosaic_fits_io import frame_wcs
@@ -50,7 +52,15 @@ from zemosaic_outputs import (
     write_residual,
     write_viewer,
 )
-from zemosaic_passes import NOTHING, flatten_all, match_all, measure_all, read_frames, refine_all
+from zemosaic_passes import (
+    NOTHING,
+    flatten_all,
+    match_all,
+    measure_all,
+    read_frames,
+    refine_all,
+    solve_all,
+)
 from zemosaic_reproject import Canvas, optimal_canvas
 from zemosaic_runbook import RunBook
 from zemosaic_stack_pool import DeviceAccess, DeviceReport, StackPool, device_of_process
@@ -99,6 +109,7 @@ class GridSettings:
     legacy_rgb_cube: bool = False
     overwrite: bool = False
     drop_suggested: bool = False
+    solve: SolveOptions | None = field(default_factory=SolveOptions)
 
     @classmethod
     def from_config(cls, config: Config, *, overwrite: bool = False, drop_suggested: bool = False) -> GridSettings:
@@ -134,6 +145,7 @@ class GridSettings:
             legacy_rgb_cube=config["legacy_rgb_cube"],
             overwrite=overwrite,
             drop_suggested=drop_suggested,
+            solve=SolveOptions.from_config(config),
         )
 
     def match_options(self, n_channels: int) -> MatchOptions:
@@ -356,7 +368,10 @@ class _GridRun:
         with book.phase("plan"):
             if settings.drop_suggested and not drop:
                 book.say("the ledger of the earlier run suggests no frame to leave out")
-            records = read_frames(self.input_folder, book, drop)
+            records = read_frames(self.input_folder, book, drop, keep_unplaced=settings.solve is not None)
+        if settings.solve is not None and settings.solve.concerns(records):
+            with book.phase("solve"):
+                records = solve_all(records, settings.solve, book)
         with book.phase("canvas"):
             records, canvas, n_channels = self._lay_out(records)
         with ExitStack() as products:  # what is not finished is removed, once nobody writes into it any more

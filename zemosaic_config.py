@@ -32,6 +32,7 @@ COMMAND_LINE, ENVIRONMENT, FILE, DEFAULT = "command line", "environment", "file"
 
 _FOLDERS, _STACKING, _GRID, _GPU, _LOGGING = "Input and output", "Stacking", "Grid", "GPU", "Logging"
 _GROUPS = "Groups of the Classic pipeline (to come)"
+_SOLVING = "Plate solving"
 _BOOL_WORDS = {"1": 1, "true": 1, "yes": 1, "on": 1, "0": 0, "false": 0, "no": 0, "off": 0}
 _UNDEFINED = (None, "", "auto", "none", "null")
 
@@ -163,6 +164,32 @@ OPTIONS: tuple[Option, ...] = (
     Option("cluster_by_filter", "bool", False, _GROUPS, "Keep frames of different filters in different groups."),
     Option("cluster_by_instrument", "bool", False, _GROUPS,
            "Keep frames of different instruments in different groups.", advanced=True),
+    Option("solve_missing_wcs", "bool", True, _SOLVING,
+           "Let a plate solver find the place on the sky of frames that have no usable WCS."),
+    Option("solver_method", "choice", "auto", _SOLVING,
+           "The plate solver; auto = ASTAP where it and a star database are there, else astrometry.net.",
+           choices=("auto", "astap", "astrometry_net", "none")),
+    Option("astap_path", "str", "", _SOLVING, "ASTAP, or its folder; empty = looked for in the usual places.",
+           aliases=("astap_executable_path",)),
+    Option("astap_data_dir", "str", "", _SOLVING,
+           "Folder of ASTAP's star database; empty = looked for in the usual places.",
+           aliases=("astap_data_directory_path",)),
+    Option("astrometry_local_path", "str", "", _SOLVING,
+           "Folder of astrometry.net's index files, or its configuration file; empty = its own.", advanced=True),
+    Option("astap_search_radius_deg", "float", 3.0, _SOLVING,
+           "How far from where its header points a frame is looked for, by either solver.",
+           unit="degrees", minimum=0.1, maximum=180, aliases=("astap_default_search_radius",), advanced=True),
+    Option("solver_downsample", "int", 0, _SOLVING,
+           "By how much a frame is shrunk for the solver, in its own pixels; 0 = automatic.",
+           unit="px", minimum=0, aliases=("astap_default_downsample", "astrometry_downsample"), advanced=True),
+    Option("solve_timeout_s", "float", 60.0, _SOLVING, "Time after which a solver is stopped, for each frame.",
+           unit="s", minimum=0.5, maximum=3600, aliases=("astrometry_timeout",), advanced=True),
+    Option("astap_max_instances", "int", 0, _SOLVING,
+           "Solvers that run at once, of either kind; 0 or less = chosen from cores and memory.", advanced=True),
+    Option("solve_retry_failed", "bool", False, _SOLVING,
+           "Try frames again that the same solver with the same settings has failed before.", advanced=True),
+    Option("force_resolve_existing_wcs", "bool", False, _SOLVING,
+           "Solve frames that have a WCS, too; one that cannot be solved keeps what it has.", advanced=True),
     Option("use_gpu_grid", "switch", None, _GPU,
            "Stack tiles on the GPU; auto = what the first defined of the older switches says, else off."),
     Option("use_gpu_phase5", "switch", None, _GPU, "Older switch; decides while use_gpu_grid is auto.",
@@ -408,6 +435,14 @@ def _pair_from_text(values: dict[str, object]) -> None:
             values["stacking_winsor_limits"] = [float(part) for part in limits.split(",")]
         except ValueError:
             return  # the check names it
+
+
+@_migration(from_version=0)
+def _solver_by_its_older_name(values: dict[str, object]) -> None:
+    older = {"ansvr": "auto", "astrometry": "astrometry_net"}
+    word = values.get("solver_method")
+    if isinstance(word, str):
+        values["solver_method"] = older.get(word.strip().lower(), word)
 
 
 def _rename_aliases(values: dict[str, object]) -> None:

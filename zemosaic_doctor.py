@@ -13,9 +13,16 @@ import shutil
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from importlib import metadata
-from pathlib import Path
 
-from zemosaic_types import ConfigError, DeviceUnavailable
+from zemosaic_programs import (
+    HOW_TO_INSTALL,
+    Which,
+    find_astap,
+    find_indexes,
+    find_solve_field,
+    find_star_database,
+)
+from zemosaic_types import ConfigError, DeviceUnavailable, SolverMissing
 
 #: What ZeMosaic cannot run without: distribution, module, and what it is for.
 LIBRARIES = (
@@ -34,19 +41,9 @@ LIBRARIES = (
 
 _GPU_GIVES = "would give: stacking on the GPU"
 _DESKTOP = "for the desktop program, which this version does not have yet"
-_SOLVER_GIVES = "would give: frames without WCS; but this version does not plate-solve yet"
-_SOLVER_IDLE = "for frames without WCS; not used: this version does not plate-solve yet"
-_ASTAP_NAMES = ("astap", "astap_cli")
-# Where ASTAP's installers put it without a place on the search path.
-_ASTAP_PLACES = (
-    Path("C:/Program Files/astap/astap.exe"),
-    Path("/Applications/ASTAP.app/Contents/MacOS/astap"),
-    Path("/opt/astap/astap"),
-)
+_SOLVER_GIVES = "would give: frames without WCS"
 # What importing a compiled library of the wrong version is known to raise.
 _BROKEN = (ImportError, AttributeError, ValueError, RuntimeError, OSError)
-
-Which = Callable[[str], str | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,22 +183,44 @@ def desktop(version: Callable[[str], str] = metadata.version) -> list[Finding]:
 
 
 def plate_solvers(env: Mapping[str, str] = os.environ, which: Which = shutil.which) -> list[Finding]:
-    """Say where ASTAP and astrometry.net are; `which` finds a program by its name or path, or gives None."""
-    solve_field = which("solve-field")
+    """Say where ASTAP and astrometry.net are and what they lack; `which` finds a program by name or path."""
+    named = _named_solvers(env)
     return [
-        _astap(env.get("ASTAP_EXE", ""), which),
-        Finding("astrometry.net", solve_field or "none", _SOLVER_IDLE if solve_field else _SOLVER_GIVES),
+        _astap(named.get("astap_path", ""), named.get("astap_data_dir", ""), env, which),
+        _astrometry_net(named.get("astrometry_local_path", ""), which),
     ]
 
 
-def _astap(named: str, which: Which) -> Finding:
-    """Look for ASTAP: what ``ASTAP_EXE`` names, else on the search path, else where its installers put it."""
-    if named and which(named) is None:
-        return Finding("ASTAP", f"none: ASTAP_EXE names {named}, which is no program", _SOLVER_GIVES)
-    candidates = [named] if named else [*_ASTAP_NAMES, *map(str, _ASTAP_PLACES)]
-    for found in filter(None, map(which, candidates)):
-        return Finding("ASTAP", found, _SOLVER_IDLE)
-    return Finding("ASTAP", "none", _SOLVER_GIVES)
+def _named_solvers(env: Mapping[str, str]) -> Mapping[str, str]:
+    """Return the configuration, or nothing where it cannot be read, which `configuration` tells."""
+    try:
+        from zemosaic_config import config_path, load_file, resolve
+
+        return resolve(load_file(config_path(env)), env)
+    except (ConfigError, *_BROKEN):
+        return {}
+
+
+def _astap(named: str, data_dir: str, env: Mapping[str, str], which: Which) -> Finding:
+    try:
+        program = find_astap(named, env, which)
+    except SolverMissing as reason:
+        return Finding("ASTAP", f"none: {reason}" if str(reason) else "none", _SOLVER_GIVES)
+    try:
+        find_star_database(program, data_dir, env)
+    except SolverMissing as reason:
+        return Finding("ASTAP", program, f"cannot solve: {reason}")
+    return Finding("ASTAP", program)
+
+
+def _astrometry_net(named: str, which: Which) -> Finding:
+    try:
+        program = find_solve_field(which)
+    except SolverMissing:
+        return Finding("astrometry.net", "none", f"{_SOLVER_GIVES}. {HOW_TO_INSTALL}")
+    if find_indexes(named) == []:
+        return Finding("astrometry.net", program, "cannot solve: no index files, see astrometry-data-tycho2")
+    return Finding("astrometry.net", program)
 
 
 def configuration(env: Mapping[str, str] = os.environ) -> list[Finding]:

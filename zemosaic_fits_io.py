@@ -31,6 +31,7 @@ from astropy.io.fits.hdu.compressed._compression import CfitsioException
 from astropy.utils.exceptions import AstropyWarning
 from astropy.wcs import WCS, SingularMatrixError
 
+from zemosaic_cards import Headers, angle, equinox, mount, number, pixel_scale, positive_or_inf, text_of, values
 from zemosaic_plain_image import ImageCache, PlainImage, Scaling
 from zemosaic_types import FrameError, FrameHeader, Rect
 
@@ -51,10 +52,8 @@ _CARD = re.compile(r"\s*([A-Z][A-Z0-9_-]{0,7})\s*= ?(.*)", re.IGNORECASE)
 _LINEAR_CARD = re.compile(r"(CRVAL|CRPIX|CDELT|CROTA)[12]|(CD|PC)[12]_[12]")
 _LONGITUDE, _LATITUDE = re.compile(r"RA--|.LON"), re.compile(r"DEC-|.LAT")
 _LOOKUP_CARDS = ("CPDIS", "D2IMDIS", "AXISCORR")
-_SEXAGESIMAL = re.compile(r"([+-]?)(\d{1,3})[\s:hd°]+(\d{1,2})[\s:m'′]+(\d{1,2}(?:\.\d*)?)[\s\"″s]*")
 
 Image = fits.PrimaryHDU | fits.ImageHDU | fits.CompImageHDU
-Headers = tuple[fits.Header, ...]
 
 
 # ---- headers ---------------------------------------------------------------------------------------------
@@ -96,17 +95,19 @@ def read_frame_header(path: Path) -> FrameHeader:
             wcs_text=wcs_text,
             wcs_path=wcs_path,
             alpha_hdu=alpha,
-            saturation=min(scaling.full_scale, _positive(_number(headers, "SATURATE"))),
-            electrons_per_adu=_number(headers, "EGAIN"),
-            exptime_s=_number(headers, "EXPTIME", "EXPOSURE"),
-            date_obs=_text(headers, "DATE-OBS"),
-            filter=_text(headers, "FILTER"),
-            telescope=_text(headers, "TELESCOP"),
-            instrument=_text(headers, "INSTRUME"),
-            object_name=_text(headers, "OBJECT"),
-            mount=_mount(headers),
-            ra_deg=_angle(headers, ("RA", "OBJCTRA"), is_ra=True),
-            dec_deg=_angle(headers, ("DEC", "OBJCTDEC"), is_ra=False),
+            saturation=min(scaling.full_scale, positive_or_inf(number(headers, "SATURATE"))),
+            electrons_per_adu=number(headers, "EGAIN"),
+            exptime_s=number(headers, "EXPTIME", "EXPOSURE"),
+            date_obs=text_of(headers, "DATE-OBS"),
+            filter=text_of(headers, "FILTER"),
+            telescope=text_of(headers, "TELESCOP"),
+            instrument=text_of(headers, "INSTRUME"),
+            object_name=text_of(headers, "OBJECT"),
+            mount=mount(headers),
+            ra_deg=angle(headers, ("RA", "OBJCTRA"), is_ra=True),
+            dec_deg=angle(headers, ("DEC", "OBJCTDEC"), is_ra=False),
+            equinox=equinox(headers),
+            scale_arcsec=pixel_scale(headers),
         )
 
 
@@ -145,79 +146,24 @@ def _warn_alpha(path: Path, shape: tuple[int, ...], frame_shape: tuple[int, int]
 
 def _bayer_pattern(path: Path, headers: Headers, geometry: _Geometry) -> str:
     """Return the 2 x 2 cell of the colour filters, row 0 of the array first, or an empty text."""
-    named = [re.sub(r"\s", "", _text(headers, key)).upper() for key in ("BAYERPAT", "CFAIMAGE", "COLORTYP")]
+    named = [re.sub(r"\s", "", text_of(headers, key)).upper() for key in ("BAYERPAT", "CFAIMAGE", "COLORTYP")]
     cell = next((text for text in named if text in BAYER_PATTERNS), "")
     if not cell:
         if named[0]:
             logger.warning("%s: BAYERPAT %r is not known; the frame is taken as mono", path, named[0])
         return ""
     rows = [cell[:2], cell[2:]]
-    if _is_odd(_number(headers, "XBAYROFF")):
+    if _is_odd(number(headers, "XBAYROFF")):
         rows = [row[::-1] for row in rows]
     # The pattern describes the picture from its top row, which is stored last here.
-    bottom_up = _text(headers, "ROWORDER").upper() == "BOTTOM-UP" and geometry.shape[0] % 2 == 0
-    if _is_odd(_number(headers, "YBAYROFF")) != bottom_up:
+    bottom_up = text_of(headers, "ROWORDER").upper() == "BOTTOM-UP" and geometry.shape[0] % 2 == 0
+    if _is_odd(number(headers, "YBAYROFF")) != bottom_up:
         rows.reverse()
     return "".join(rows)
 
 
 def _is_odd(offset: float | None) -> bool:
     return offset is not None and round(offset) % 2 == 1
-
-
-def _values(headers: Headers, keys: Iterable[str]) -> Iterator[object]:
-    for key in keys:
-        for header in headers:
-            try:
-                value = header.get(key)
-            except (fits.VerifyError, ValueError):  # a card that cannot be parsed says nothing
-                continue
-            if value is not None and not isinstance(value, fits.card.Undefined):
-                yield value
-
-
-def _number(headers: Headers, *keys: str) -> float | None:
-    """Return the first finite number of some cards; text is no number."""
-    return next((float(value) for value in _values(headers, keys) if _is_number(value)), None)
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _positive(value: float | None) -> float:
-    return value if value is not None and value > 0 else math.inf
-
-
-def _text(headers: Headers, *keys: str) -> str:
-    return next((text for value in _values(headers, keys) if (text := str(value).strip())), "")
-
-
-def _mount(headers: Headers) -> str:
-    """Return EQMODE (a Seestar's 1 or 0) in words, else MOUNT."""
-    for value in _values(headers, ("EQMODE",)):
-        if isinstance(value, int | float):
-            return "EQ" if value else "ALTZ"
-    return _text(headers, "EQMODE", "MOUNT")
-
-
-def _angle(headers: Headers, keys: tuple[str, ...], *, is_ra: bool) -> float | None:
-    """Return the first usable angle in degrees; sexagesimal right ascensions are hours unless marked with d."""
-    low, high = (0.0, 360.0) if is_ra else (-90.0, 90.0)
-    for value in _values(headers, keys):
-        angle = _sexagesimal_deg(value, is_ra=is_ra) if isinstance(value, str) else value
-        if _is_number(angle) and low <= angle <= high:
-            return float(angle)
-    return None
-
-
-def _sexagesimal_deg(text: str, *, is_ra: bool) -> float | None:
-    match = _SEXAGESIMAL.fullmatch(text.strip())
-    if match is None or float(match[3]) >= 60 or float(match[4]) > 60:
-        return None
-    angle = int(match[2]) + float(match[3]) / 60 + float(match[4]) / 3600
-    hours = is_ra and "d" not in text and "°" not in text
-    return (-angle if match[1] == "-" else angle) * (15.0 if hours else 1.0)
 
 
 # ---- pixels ----------------------------------------------------------------------------------------------
@@ -305,13 +251,13 @@ def _scaling(header: fits.Header) -> Scaling:
         raise FrameError(f"the header is damaged: BITPIX is {bitpix!r}")
     factors = []
     for key, default in (("BSCALE", 1.0), ("BZERO", 0.0)):
-        value = _number((header,), key)
-        if value is None and any(str(item).strip() for item in _values((header,), (key,))):
+        value = number((header,), key)
+        if value is None and any(str(item).strip() for item in values((header,), (key,))):
             raise FrameError(f"{key} is not a number")
         factors.append(default if value is None else value)
     if factors[0] == 0.0:
         raise FrameError("BSCALE is zero")
-    blank = _number((header,), "BLANK") if bitpix > 0 else None  # floats mark it with NaN
+    blank = number((header,), "BLANK") if bitpix > 0 else None  # floats mark it with NaN
     return Scaling(bitpix, *factors, None if blank is None else int(blank))
 
 
@@ -495,12 +441,12 @@ def _astropy_wcs(cards: fits.Header, hdus: fits.HDUList | None) -> WCS:
 def _check_cards(cards: fits.Header) -> None:
     """Raise for cards of the linear part that astropy would pass over or replace by a default."""
     for key in {key for key in cards if _LINEAR_CARD.fullmatch(key)} | {"CRVAL1", "CRVAL2"}:
-        if _number((cards,), key) is None:
+        if number((cards,), key) is None:
             raise FrameError(f"the WCS is damaged: {key} is {'not a number' if key in cards else 'missing'}")
     for axis in "12":
-        value, ctype = cards[f"CRVAL{axis}"], _text((cards,), f"CTYPE{axis}").upper()
+        value, ctype = cards[f"CRVAL{axis}"], text_of((cards,), f"CTYPE{axis}").upper()
         limit = 90.0 if _LATITUDE.match(ctype) else 720.0
-        if _text((cards,), f"CUNIT{axis}").lower() in ("", "deg", "degree", "degrees") and abs(value) > limit:
+        if text_of((cards,), f"CUNIT{axis}").lower() in ("", "deg", "degree", "degrees") and abs(value) > limit:
             raise FrameError(f"the WCS is nonsense: CRVAL{axis} is {value:g} degrees")
     for form in ("CD", "PC"):
         _check_matrix(cards, form)
@@ -564,7 +510,7 @@ def _declared_wcs(header: fits.Header, path: Path, shape: tuple[int, int]) -> It
     for source in (path, *_sidecars(path)):
         text = _wcs_text(_card_images(header) if source is path else _card_lines(source), shape)
         cards = fits.Header.fromstring(text)
-        types = [_text((cards,), f"CTYPE{axis}").upper() for axis in "12"]
+        types = [text_of((cards,), f"CTYPE{axis}").upper() for axis in "12"]
         if any(_LONGITUDE.match(ctype) or _LATITUDE.match(ctype) for ctype in types):
             yield text, str(source)
 

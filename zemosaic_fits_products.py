@@ -196,6 +196,25 @@ def read_image(path: Path, hdu: int | str) -> tuple[fits.Header, np.ndarray]:
         raise FrameError(f"{path} cannot be read: {err}") from err
 
 
+def read_table(path: Path, hdu: int) -> dict[str, np.ndarray]:
+    """Read a table that a program has left, whole: a column an entry, native byte order.
+
+    Raises
+    ------
+    FrameError
+        If the file cannot be read or has no such table.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", AstropyUserWarning)  # of a truncated file
+            rows = fits.getdata(path, hdu)
+            names = rows.dtype.names or ()
+            columns = {name: np.asarray(rows[name]) for name in names}
+        return {name: column.astype(column.dtype.newbyteorder("=")) for name, column in columns.items()}
+    except (OSError, LookupError, ValueError, TypeError, fits.VerifyError, AstropyUserWarning) as err:
+        raise FrameError(f"{path} cannot be read: {err}") from err
+
+
 def read_rows(path: Path, y0: int, y1: int) -> np.ndarray:
     """Read rows ``y0:y1`` of the primary image of a product, (ny, nx) or (c, ny, nx), native byte order.
 

@@ -166,6 +166,32 @@ def _clean_planes(raw: np.ndarray, bayer: str) -> tuple[_Planes, np.ndarray, np.
     return _Planes(halves, 2, shift, (1.0, np.sqrt(2.0), 1.0), halves), sky, noise
 
 
+def luminance(record: FrameRecord) -> tuple[np.ndarray, int]:
+    """Return one plane that shows the stars of a frame: for pattern matching, not for photometry.
+
+    Colours behind a filter array are averaged over their 2 x 2 cell, of a colour cube the green plane is taken;
+    isolated defects are replaced.
+
+    Returns
+    -------
+    plane : ndarray, shape (ny, nx), float32
+        NaN = no data.
+    binning : int
+        Plane pixel ``p`` is centred at frame pixel ``binning * p + (binning - 1) / 2``, along both axes.
+
+    Raises
+    ------
+    FrameError
+        As `measure_frame`.
+    """
+    header = record.header
+    raw = read_section(Path(record.path), header, Rect(0, header.shape[0], 0, header.shape[1]))
+    planes, sky, noise = _clean_planes(raw, header.bayer)
+    _check_levels(sky, noise, header.saturation)
+    red, green, blue = planes.values if len(planes.values) == 3 else (planes.values[0],) * 3
+    return 0.25 * red + 0.5 * green + 0.25 * blue if header.bayer else green, planes.binning
+
+
 def _check_levels(sky: np.ndarray, noise: np.ndarray, saturation: float) -> None:
     if not np.isfinite(sky).all():
         raise FrameError("no valid pixels in one of its colours")

@@ -1,4 +1,4 @@
-"""The passes over all frames that every pipeline makes before it stacks: read, measure, refine, match."""
+"""The passes over all frames that every pipeline makes before it stacks: read, solve, measure, refine, match."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from types import MappingProxyType
 import numpy as np
 
 from parallel_utils import Outcome, TaskPool, check_cancelled, peak_memory_bytes
+from zemosaic_astrometry import SolveOptions, choose_solver
 from zemosaic_events import RunStarted
 from zemosaic_flat_frames import flatten_frames
 from zemosaic_frame_source import StackFrame
@@ -19,10 +20,12 @@ from zemosaic_measure import MeasuredFrame, cell_size_px, measure_frames
 from zemosaic_photometry import Match
 from zemosaic_plan import frame_id, load_frames, plan_from_folder, read_plan, write_plan
 from zemosaic_plan_table import PLAN_NAME
+from zemosaic_programs import HOW_TO_INSTALL
 from zemosaic_refine import Refined, refine_frames
 from zemosaic_reproject import Canvas
 from zemosaic_runbook import RunBook
-from zemosaic_types import FrameRecord, LeftOut, PlanError, PlanRow
+from zemosaic_solving import CACHE_NAME, Verdict, WcsCache, solve_frames
+from zemosaic_types import FrameRecord, LeftOut, PlanError, PlanRow, SolverMissing
 
 logger = logging.getLogger("ZeMosaicWorker.passes")
 
@@ -34,7 +37,9 @@ _BATCHES_A_WORKER = 10
 _MeasureTask = tuple[list[FrameRecord], Canvas, int, int]
 
 
-def read_frames(folder: Path, book: RunBook, drop: Mapping[str, str] = NOTHING) -> list[FrameRecord]:
+def read_frames(
+    folder: Path, book: RunBook, drop: Mapping[str, str] = NOTHING, *, keep_unplaced: bool = False
+) -> list[FrameRecord]:
     """Return the usable frames of a folder, in frame order; the others are left out with their reasons.
 
     A folder without a plan gets one, which is kept beside the products.
@@ -45,6 +50,8 @@ def read_frames(folder: Path, book: RunBook, drop: Mapping[str, str] = NOTHING) 
     book : RunBook
     drop : mapping of str
         Frames that the user wants left out, whatever they are like: reasons by frame id.
+    keep_unplaced : bool
+        Whether frames without a usable WCS are kept, for `solve_all`.
 
     Raises
     ------
@@ -64,7 +71,9 @@ def read_frames(folder: Path, book: RunBook, drop: Mapping[str, str] = NOTHING) 
     for row in rows:
         book.plan(str(row.path), row.line)
     wanted = _without_suggested(rows, folder, drop, book)
-    records, unusable = load_frames(wanted, folder, on_progress=book.progress("headers"), cancel=book.cancel)
+    records, unusable = load_frames(
+        wanted, folder, keep_unplaced=keep_unplaced, on_progress=book.progress("headers"), cancel=book.cancel
+    )
     for item in [*left_out, *unusable]:
         book.leave_out(item)
     for record in records:
@@ -84,6 +93,67 @@ def _without_suggested(rows: list[PlanRow], folder: Path, drop: Mapping[str, str
         reason = AS_SUGGESTED + drop[names[row]]
         book.leave_out(LeftOut(str(row.path), reason, row.line, asked=True))
     return [row for row in rows if names.get(row) not in drop]
+
+
+def solve_all(records: list[FrameRecord], options: SolveOptions, book: RunBook) -> list[FrameRecord]:
+    """Find the place on the sky of the frames that have no usable WCS; leave out those where that fails.
+
+    With `SolveOptions.resolve_all` frames that have a WCS are solved too; where that fails they keep it.
+
+    Solutions are kept in the folder `CACHE_NAME` beside the products. Without a plate solver the user is told what
+    to install, once, and only what is remembered there helps.
+
+    Parameters
+    ----------
+    records : list of FrameRecord
+        From `read_frames` with `keep_unplaced`.
+    options : SolveOptions
+    book : RunBook
+
+    Returns
+    -------
+    list of FrameRecord
+        In frame order, all with a WCS.
+
+    Raises
+    ------
+    PlanError
+        If no frame has a place on the sky.
+    RunCancelled
+    """
+    wanted = [record for record in records if record.unplaced or options.resolve_all]
+    placed = [record for record in records if not (record.unplaced or options.resolve_all)]
+    try:
+        solver = choose_solver(options)
+        logger.info("[GRID] %d frame(s) go to %s", len(wanted), solver.name)
+    except SolverMissing as missing:
+        solver, why = None, f" ({missing})" if str(missing) else ""
+        book.say(
+            f"{len(wanted)} frame(s) are to be solved and no plate solver is there{why}. {HOW_TO_INSTALL}",
+            "WARNING",
+        )
+    cache = WcsCache(book.paths.folder / CACHE_NAME)
+    how = {"placed": placed, "on_progress": book.progress("solve"), "cancel": book.cancel}
+    verdicts = solve_frames(wanted, solver, options, cache, **how)
+    solved = [verdict for verdict in verdicts if not verdict.reason]
+    n_remembered = sum(verdict.remembered for verdict in solved)
+    logger.info("[GRID] solved %d of %d frame(s), %d remembered", len(solved), len(wanted), n_remembered)
+    placed += [verdict.record for verdict in solved] + _keep_or_leave_out(verdicts, book)
+    if not placed:
+        raise PlanError(f"no frame has a place on the sky: {book.first_reasons()}")
+    return sorted(placed, key=lambda record: record.frame_id)
+
+
+def _keep_or_leave_out(verdicts: list[Verdict], book: RunBook) -> list[FrameRecord]:
+    """Return the frames that could not be solved but have a WCS; leave out those that have none."""
+    kept = []
+    for record, reason in ((verdict.record, verdict.reason) for verdict in verdicts if verdict.reason):
+        if record.unplaced:
+            book.leave_out(LeftOut(record.path, f"{record.unplaced}; {reason}", record.line))
+        else:
+            logger.warning("[GRID] %s keeps the WCS that it has: %s", record.path, reason)
+            kept.append(record)
+    return kept
 
 
 def measure_all(

@@ -515,6 +515,7 @@ def load_frames(
     rows: Sequence[PlanRow],
     plan_folder: Path,
     *,
+    keep_unplaced: bool = False,
     on_progress: Progress | None = None,
     cancel: CancelToken | None = None,
 ) -> tuple[list[FrameRecord], list[LeftOut]]:
@@ -526,14 +527,17 @@ def load_frames(
         The frames that the user wants.
     plan_folder : Path
         The folder that `FrameRecord.frame_id` is relative to.
+    keep_unplaced : bool
+        Whether a frame without a usable celestial WCS is a record too, with the reason in `FrameRecord.unplaced`
+        and no WCS in its header, for a plate solver.
     on_progress, cancel : optional
         Called with ``(done, total)`` after each header; looked at before each.
 
     Returns
     -------
     records : list of FrameRecord
-        Frames with a usable celestial WCS, sorted by `frame_id` whatever the order of `rows`. The exposure is
-        the plan's, else the header's, else 1 s.
+        Frames with a usable celestial WCS, and those that `keep_unplaced` keeps, sorted by `frame_id` whatever the
+        order of `rows`. The exposure is the plan's, else the header's, else 1 s.
     left_out : list of LeftOut
         The other frames, by the path of their row, and why; sorted by their `frame_id` too.
 
@@ -549,13 +553,15 @@ def load_frames(
         _check(cancel)
         name = frame_id(row.path, plan_folder)
         try:
-            header = _solved_header(row.path)
+            header, unplaced = _placed_header(row.path)
         except FrameError as err:
-            left_out.append((name, LeftOut(str(row.path), str(err), row.line)))
+            header, unplaced = None, str(err)
+        if header is None or (unplaced and not keep_unplaced):
+            left_out.append((name, LeftOut(str(row.path), unplaced, row.line)))
         else:
             exptime_s = row.exposure_s or _header_exposure(header)
             n_without_exposure += exptime_s is None
-            records.append(FrameRecord(name, str(row.path), header, exptime_s or 1.0, row.line))
+            records.append(FrameRecord(name, str(row.path), header, exptime_s or 1.0, row.line, unplaced))
         if on_progress is not None:
             on_progress(done, len(rows))
     if n_without_exposure:
@@ -565,10 +571,13 @@ def load_frames(
     ]
 
 
-def _solved_header(path: Path) -> FrameHeader:
-    """Return the header of a frame whose place on the sky is known, or raise `FrameError`."""
+def _placed_header(path: Path) -> tuple[FrameHeader, str]:
+    """Return the header of a frame and why its place on the sky is not known, which is empty where it is."""
     header = read_frame_header(path)
     if not header.wcs_text:
-        raise FrameError(NO_WCS)
-    _sky_system(header)  # raises for a WCS that means nothing
-    return header
+        return header, NO_WCS
+    try:
+        _sky_system(header)
+    except FrameError as err:  # a WCS that means nothing
+        return replace(header, wcs_text="", wcs_path=""), str(err)
+    return header, ""

@@ -26,6 +26,14 @@ class FrameError(ZeMosaicError):
     """One frame cannot be used; the message is the reason that goes into the ledger."""
 
 
+class SolveError(ZeMosaicError):
+    """A frame could not be plate-solved; the message is the reason, where there are such in the solver's words."""
+
+
+class SolverMissing(ZeMosaicError):
+    """A plate solver, or what it needs, is not there; the message says what is missing."""
+
+
 class OutputError(ZeMosaicError):
     """A product cannot be written."""
 
@@ -149,6 +157,12 @@ class FrameHeader:
         Value at and above which a pixel is taken as saturated, in the frame's units; inf if unknown.
     electrons_per_adu : float or None
         Inverse gain of the camera (EGAIN), None if the header does not say.
+    ra_deg, dec_deg : float or None
+        Where the telescope is said to point, in degrees of the system that `equinox` names.
+    equinox : str
+        What `ra_deg` and `dec_deg` are said to refer to (a year, ``"ICRS"``, ``"JNOW"``); often empty.
+    scale_arcsec : float or None
+        Nominal pixel scale, from pixel size and focal length.
     """
 
     hdu: int
@@ -169,6 +183,8 @@ class FrameHeader:
     mount: str = ""
     ra_deg: float | None = None
     dec_deg: float | None = None
+    equinox: str = ""
+    scale_arcsec: float | None = None
 
     @property
     def n_channels(self) -> int:
@@ -181,7 +197,8 @@ class FrameRecord:
     """A frame of the run: where it is and what its header says.
 
     `frame_id` orders the frames of a run. It depends on the file's place and name only, never on the order of
-    the plan's rows, so that sums of frames are formed in one order whatever the plan looks like.
+    the plan's rows, so that sums of frames are formed in one order whatever the plan looks like. `unplaced` says
+    why the place of the frame on the sky is not known; it is empty where it is.
     """
 
     frame_id: str
@@ -189,6 +206,7 @@ class FrameRecord:
     header: FrameHeader
     exptime_s: float
     line: int | None = None
+    unplaced: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,8 +13,15 @@ ROOT = Path(__file__).resolve().parents[1]
 
 FLOORS = [
     {"zemosaic_types"},
-    {"zemosaic_events", "zemosaic_config", "zemosaic_plain_image", "zemosaic_temp_files"},
-    {"parallel_utils", "zemosaic_backend", "zemosaic_fits_io", "zemosaic_fits_products", "zemosaic_plan_table"},
+    {"zemosaic_events", "zemosaic_config", "zemosaic_plain_image", "zemosaic_cards", "zemosaic_temp_files"},
+    {
+        "parallel_utils",
+        "zemosaic_backend",
+        "zemosaic_fits_io",
+        "zemosaic_fits_products",
+        "zemosaic_plan_table",
+        "zemosaic_programs",
+    },
     {
         "zemosaic_alignment_kernels",
         "zemosaic_clip_kernels",
@@ -47,9 +54,9 @@ FLOORS = [
         "zemosaic_wcs_correction",
         "zemosaic_groups",
     },
-    {"zemosaic_align_stack_gpu", "zemosaic_ledger"},
+    {"zemosaic_align_stack_gpu", "zemosaic_ledger", "zemosaic_astrometry"},
     {"zemosaic_align_stack", "zemosaic_flat_frames", "zemosaic_report_page"},
-    {"zemosaic_match", "zemosaic_refine", "zemosaic_runbook", "zemosaic_report"},
+    {"zemosaic_match", "zemosaic_refine", "zemosaic_runbook", "zemosaic_report", "zemosaic_solving"},
     {"zemosaic_passes", "zemosaic_stack_pool"},
     {"grid_mode"},
     {"zemosaic_worker", "zemosaic_worker_start"},

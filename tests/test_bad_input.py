@@ -38,6 +38,8 @@ from zemosaic_synthetic import frame_wcs, small_spec
 from zemosaic_types import OutputError, PlanError, RunCancelled, StackParams, ZeMosaicError
 
 ONE_WORKER = GridSettings(workers=1, overwrite=True)
+# The reasons are those of the frames, whether a plate solver is there or not.
+UNSOLVED = replace(ONE_WORKER, solve=None)
 GOOD = "Light_00_0001.fit"
 posix_only = pytest.mark.skipif(os.name == "nt", reason="needs POSIX")
 
@@ -244,7 +246,7 @@ def spoiled_copy(frames, folder):
 def scanned(frames, tmp_path_factory):
     """A run on a folder with every kind of bad frame and no plan."""
     folder = tmp_path_factory.mktemp("scanned")
-    return Attempt(spoiled_copy(frames, folder / "raw"), folder / "out", replace(ONE_WORKER, workers=2))
+    return Attempt(spoiled_copy(frames, folder / "raw"), folder / "out", replace(UNSOLVED, workers=2))
 
 
 @pytest.fixture(scope="module")
@@ -256,7 +258,7 @@ def planned(frames, tmp_path_factory):
     names = [*map(file_of, BAD_FRAMES), *good_names(raw)[1:]]
     extra = ["gone.fit,10", "folder.fit,10", ",10", f"{good_names(raw)[0]},abc", f"{GOOD},10"]
     write_plan_of(raw, names, extra=extra)
-    return Attempt(raw, folder / "out")
+    return Attempt(raw, folder / "out", UNSOLVED)
 
 
 @pytest.fixture(params=["scanned", "planned"])

@@ -23,7 +23,12 @@ OLDER_FILE = {
     "input_folder": "D:/Astro/M 31 été",
     "output_folder": "D:/Astro/out",
     "astap_executable_path": "C:/ASTAP/astap.exe",
-    "astap_default_search_radius": 3.0,
+    "astap_data_directory_path": "C:/ASTAP",
+    "astap_default_search_radius": 5.0,
+    "astap_default_downsample": 2,
+    "astap_max_instances": 1,
+    "astrometry_timeout": 90,
+    "solver_method": "ANSVR",
     "qt_main_window_geometry": [10, 20, 1280, 800],
     "qt_main_left_state": None,
     "stacking_normalize_method": "linear_fit",
@@ -259,6 +264,9 @@ LIMITS = [
     ("cluster_panel_threshold", 0, 180, -0.01, 180.1),
     ("cluster_target_groups", 0, 10**6, -1, None),
     ("cluster_orientation_split_deg", 0, 180, -0.1, 180.1),
+    ("astap_search_radius_deg", 0.1, 180, 0.09, 180.1),
+    ("solver_downsample", 0, 10**9, -1, None),
+    ("solve_timeout_s", 0.5, 3600, 0.49, 3601),
 ]
 
 
@@ -549,12 +557,27 @@ def test_a_file_of_the_older_program_is_understood():
         "grid_size_factor": 2.0,
         "logging_level": "INFO",
         "use_gpu_grid": True,
+        "astap_path": "C:/ASTAP/astap.exe",
+        "astap_data_dir": "C:/ASTAP",
+        "astap_search_radius_deg": 5.0,
+        "solver_downsample": 2,
+        "astap_max_instances": 1,
+        "solve_timeout_s": 90.0,
+        "solver_method": "auto",
     }
     assert {key: config[key] for key in expected} == expected
     assert {config.source(key) for key in expected} == {"file"}
     assert config.gpu_decided_by == "use_gpu_phase5"
     (note,) = config.notes
-    assert note.startswith("keys of the file that are kept but not used: language, astap_executable_path, ")
+    assert note.startswith("keys of the file that are kept but not used: language, qt_main_window_geometry, ")
+
+
+@pytest.mark.parametrize(
+    ("older", "today"),
+    [("ANSVR", "auto"), ("ASTROMETRY", "astrometry_net"), ("ASTAP", "astap"), ("NONE", "none"), ("auto", "auto")],
+)
+def test_the_older_names_of_the_plate_solvers_are_understood(older, today):
+    assert zc.resolve({"solver_method": older})["solver_method"] == today
 
 
 def test_migration_leaves_its_input_alone_and_is_done_once():
@@ -650,7 +673,8 @@ def test_unknown_keys_of_the_file_survive_a_save(file):
     write(file, OLDER_FILE)
     zc.save(file, {"grid_workers": 2})
     after = read(file)
-    unknown = set(OLDER_FILE) - {"input_folder", "output_folder", "grid_chunk_ram_gb", "stacking_winsor_limits"}
+    renamed = {name for option in zc.OPTIONS for name in option.aliases}
+    unknown = set(OLDER_FILE) - renamed - {"stacking_winsor_limits", "solver_method"}
     assert {key: after[key] for key in unknown} == {key: OLDER_FILE[key] for key in unknown}
     assert after["input_dir"] == OLDER_FILE["input_folder"]
     assert after["stacking_winsor_limits"] == [0.05, 0.1]

@@ -13,6 +13,7 @@ import pytest
 
 import parallel_utils
 import zemosaic_backend
+import zemosaic_programs
 from zemosaic_backend import DeviceInfo
 from zemosaic_cli import main
 from zemosaic_doctor import (
@@ -189,14 +190,37 @@ def test_the_astap_that_the_environment_names_comes_first():
     assert lost.ok
 
 
-@pytest.mark.parametrize("which", [programs(), programs("/usr/bin/astap", "/usr/bin/solve-field")])
-def test_nobody_is_led_to_think_that_this_version_plate_solves(which):
-    assert "there is no plate solving yet" in (ROOT / "README.md").read_text(encoding="utf-8")
-    for finding in plate_solvers({}, which):
+def test_a_missing_solver_is_no_fault_and_says_what_it_would_give_and_how_to_get_one():
+    for finding in plate_solvers({}, programs()):
         assert finding.ok
-        assert "frames without WCS" in finding.note
-        assert "this version does not plate-solve yet" in finding.note
-        assert ("would give" if finding.found == "none" else "not used") in finding.note
+        assert finding.found == "none"
+        assert "would give: frames without WCS" in finding.note
+    assert "apt-get install astrometry.net astrometry-data-tycho2" in finding.note
+    assert "www.hnsky.org" in finding.note
+
+
+def test_a_solver_without_its_catalogue_is_told_apart_from_one_that_works(tmp_path, monkeypatch):
+    monkeypatch.setattr(zemosaic_programs, "_DATABASE_PLACES", ())
+    program, data = tmp_path / "astap", tmp_path / "data"
+    data.mkdir()
+    which = programs(str(program), "/usr/bin/solve-field")
+    env = {"ZEMOSAIC_ASTROMETRY_LOCAL_PATH": str(data)}
+    astap, astrometry = plate_solvers(env, which)
+    assert astap.note.startswith("cannot solve: no star database")
+    assert astrometry.note.startswith("cannot solve: no index files")
+    (data / "d05_0101.1476").touch()
+    (data / "index-4107.fits").touch()
+    for finding in plate_solvers(env, which):
+        assert (finding.note, finding.ok) == ("", True)
+
+
+def test_the_solver_of_the_configuration_is_the_one_that_is_shown(tmp_path):
+    which = programs("/opt/other/astap", "/usr/bin/astap")
+    path = tmp_path / "own.json"
+    path.write_text('{"astap_path": "/opt/other/astap"}', encoding="utf-8")
+    assert plate_solvers({"ZEMOSAIC_CONFIG": str(path)}, which)[0].found == "/opt/other/astap"
+    path.write_text("{", encoding="utf-8")
+    assert plate_solvers({"ZEMOSAIC_CONFIG": str(path)}, which)[0].found == "/usr/bin/astap"
 
 
 def test_the_configuration_file_is_named_and_tried(tmp_path):

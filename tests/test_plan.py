@@ -801,6 +801,23 @@ def test_frames_that_cannot_be_placed_are_left_out_with_their_reason(tmp_path):
     assert len({item.reason for item in left_out}) == 4
 
 
+def test_frames_that_cannot_be_placed_are_kept_for_a_plate_solver_if_asked(tmp_path):
+    write_frame(tmp_path / "unsolved.fit", wcs=False)
+    write_frame(tmp_path / "singular.fit", CD1_1=0.0, CD2_2=0.0)
+    write_frame(tmp_path / "good.fit")
+    (tmp_path / "empty.fit").write_bytes(b"")
+    rows = [PlanRow(k, path) for k, path in enumerate(scan_folder(tmp_path), 2)]
+    (_, (empty, *others)), (records, left_out) = (
+        load_frames(rows, tmp_path),
+        load_frames(rows, tmp_path, keep_unplaced=True),
+    )
+    assert left_out == [empty]
+    good, *unplaced = records
+    assert (good.frame_id, good.unplaced) == ("good.fit", "")
+    assert [(record.path, record.unplaced) for record in unplaced] == [(item.path, item.reason) for item in others]
+    assert {record.header.wcs_text for record in unplaced} == {""}
+
+
 @pytest.mark.parametrize("cards", [{"RADESYS": "GAPPT"}, {"CTYPE1": "SLON-TAN", "CTYPE2": "SLAT-TAN"}])
 def test_a_wcs_in_an_unknown_system_of_the_sky_is_left_out_and_not_fatal(tmp_path, cards):
     write_frame(tmp_path / "a.fit", RA=193.25, DEC=40.5, **cards)
