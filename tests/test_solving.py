@@ -1,5 +1,6 @@
 """Plate solving: real frames by the real program, and what happens when a solver is not to be trusted."""
 
+import gzip
 import json
 import os
 import re
@@ -236,6 +237,27 @@ def test_the_solver_is_told_what_the_header_says_and_gets_no_frame(fake, raw, tr
         assert value["--scale-low"] == pytest.approx(2.4 * 0.8, abs=1e-3)
         assert value["--scale-high"] == pytest.approx(2.4 * 1.2, abs=1e-3)
         assert words[words.index("--radius") + 1] == "1.5"
+
+
+@posix_only
+def test_compressed_frames_and_colour_cubes_are_solved_as_any(fake, raw, truths, cache):
+    for truth in truths[:3]:
+        fake.prepare(truth)
+    packed, tiled, cube = (raw / truth.frame_id for truth in truths[:3])
+    (raw / f"{packed.name}.gz").write_bytes(gzip.compress(packed.read_bytes()))
+    data, header = fits.getdata(tiled), fits.getheader(tiled)
+    compressed = fits.CompImageHDU(data, header)
+    fits.HDUList([fits.PrimaryHDU(), compressed]).writeto(raw / f"{tiled.name}.fz")
+    fits.writeto(raw / "cube.fits", np.stack([data, fits.getdata(cube), data]), fits.getheader(cube))
+    for path in (packed, tiled, cube):
+        path.unlink()
+    verdicts = solve(fake, raw, cache)
+    assert {verdict.record.header.layout for verdict in verdicts} == {"mono", "chw"}
+    for verdict in verdicts:
+        assert verdict.reason == ""
+        header = verdict.record.header
+        (truth,) = [t for t in truths if t.header.ra_deg == header.ra_deg]
+        assert most_apart_px(frame_wcs(header), frame_wcs(truth.header), header.shape) < 1e-6
 
 
 BAD_SOLVERS = {
