@@ -227,7 +227,10 @@ class _Fit:
             return self._product(np.ascontiguousarray(flat.reshape(shape))).ravel()
 
         def precondition(flat: np.ndarray) -> np.ndarray:
-            return np.einsum("nij,nj->ni", self.inverse, flat.reshape(shape)).ravel() + self.coarse.solve(flat)
+            # A common constant of a group costs nothing: rounding alone must not be divided by that.
+            level = self._without_means(flat.reshape(shape))
+            smooth = self.coarse.solve(level.ravel()).reshape(shape)
+            return self._without_means(np.einsum("nij,nj->ni", self.inverse, level) + smooth).ravel()
 
         size = (right.size, right.size)
         solution, failed = cg(
@@ -241,10 +244,14 @@ class _Fit:
         )
         if failed:
             logger.warning("[GRID] the match has not converged in %d rounds; panels may show", _CG_ROUNDS)
-        self.theta = solution.reshape(shape)
-        # A common constant of a group is not determined; left alone, it would wander from round to round.
-        means = np.bincount(self.group, self.theta[:, 0]) / np.bincount(self.group)
-        self.theta[:, 0] -= means[self.group]
+        self.theta = self._without_means(solution.reshape(shape))
+
+    def _without_means(self, theta: np.ndarray) -> np.ndarray:
+        """Return coefficients whose constants have the mean 0 in every group; a group's own is not determined."""
+        means = np.bincount(self.group, theta[:, 0]) / np.bincount(self.group)
+        theta = theta.copy()
+        theta[:, 0] -= means[self.group]
+        return theta
 
 
 class _CoarseSpace:

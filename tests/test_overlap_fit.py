@@ -157,3 +157,19 @@ def test_a_long_chain_of_frames_converges(caplog):
     assert np.sqrt(np.mean(residual**2)) < 0.06
     found, planted = curvature(fit.coefficients, sightings), curvature(models, sightings)
     assert np.abs(np.diff(found[:, 0] - planted[:, 0])).max() < 1.0
+
+
+@pytest.mark.parametrize("planes", [False, True])
+def test_many_frames_of_few_points_converge(planes, caplog):
+    """Their sum of weights is large beside what their common constant, which nothing determines, may be."""
+    rng = np.random.default_rng(8)
+    place = rng.uniform(0.0, 1000.0, (30, 2))
+    start = np.arange(18) * 30
+    centre = np.full((17, 2), 500.0) + rng.normal(0.0, 3.0, (17, 2))
+    value = np.tile(rng.normal(9.0, 1.5, 30), 17) + np.repeat(rng.normal(0.0, 0.2, 17), 30)
+    sigma = rng.uniform(0.01, 0.3, value.size)
+    outliers = rng.random(value.size) < 0.2
+    value += rng.normal(0.0, sigma) + outliers * rng.normal(0.0, 1.0, value.size)
+    fit = fit_overlaps(Sightings(start, np.tile(np.arange(30), 17), place, centre), value, sigma, planes=planes)
+    assert not caplog.records
+    assert fit.coefficients[:, 0].mean() == pytest.approx(0.0, abs=1e-9)
