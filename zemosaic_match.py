@@ -45,6 +45,11 @@ class MatchOptions:
         """Whether gains are solved."""
         return self.normalise in ("linear_fit", "global")
 
+    @property
+    def levels(self) -> bool:
+        """Whether gradients are taken off, so that what is left of a sky tells of clouds."""
+        return self.normalise == "global"
+
 
 @dataclass(frozen=True)
 class MatchedFrames:
@@ -128,7 +133,7 @@ def match_frames(measured: list[MeasuredFrame], canvas: Canvas, options: MatchOp
     left_out: list[LeftOut] = []
     cell_px = measured[0].cell_px
     match, geometry = _solve(measured, options.normalise)
-    while spoilt := _spoilt(measured, match, geometry):
+    while spoilt := _spoilt(measured, match, geometry, levelled=options.levels):
         for k, reason in spoilt.items():
             left_out.append(LeftOut(measured[k].record.path, reason, measured[k].record.line))
         measured = [m for k, m in enumerate(measured) if k not in spoilt]
@@ -179,16 +184,16 @@ def _solve(measured: list[MeasuredFrame], method: str) -> tuple[Match, Geometry]
     return solve_match([m.measure for m in measured], geometry, method=method), geometry
 
 
-def _spoilt(measured: list[MeasuredFrame], match: Match, geometry: Geometry) -> dict[int, str]:
-    """Return which frames would spoil the mosaic, and why."""
+def _spoilt(measured: list[MeasuredFrame], match: Match, geometry: Geometry, *, levelled: bool) -> dict[int, str]:
+    """Return which frames would spoil the mosaic, and why; what is left of a sky counts if it was `levelled`."""
     gain = (match.gain / geometry.area_ratio[:, None]).max(axis=1)
     noise = match.gain * np.array([m.measure.noise for m in measured])
-    uneven = (match.residual / noise).max(axis=1)
+    uneven = np.nan_to_num(match.residual / noise).max(axis=1)  # NaN in one colour hides no other
     reasons = {}
     for k in range(len(measured)):
         if not gain[k] < MAX_GAIN:
             reasons[k] = f"its stars are {gain[k]:.0f} times fainter than in the other frames (clouds?)"
-        elif uneven[k] > MAX_RESIDUAL:
+        elif levelled and uneven[k] > MAX_RESIDUAL:
             reasons[k] = (
                 f"its sky cannot be levelled: what is left is {uneven[k]:.1f} times the noise of a pixel "
                 "(clouds, moonlight?)"
@@ -228,7 +233,9 @@ def _stack_frame(
     gain, offset = match.gain[k], match.offset[k]
     noise = gain * m.measure.noise
     # What the match could not take away is no noise of single pixels, but of any patch of some pixels a side.
-    uneven = np.hypot(noise, _PATCH_PX * np.nan_to_num(match.residual[k]))
+    # Without gradients in the match every honest slope of the sky would be left, and say nothing.
+    left = np.nan_to_num(match.residual[k]) if options.levels else 0.0
+    uneven = np.hypot(noise, _PATCH_PX * left)
     factor = sample_noise(options.kernel, bool(m.record.header.bayer), gain.size)
     solution = FrameSolution(
         gain=tuple(gain.tolist()),

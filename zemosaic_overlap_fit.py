@@ -283,10 +283,12 @@ class _CoarseSpace:
         surface_at = (model_at @ self.tangents).tocsr()
         inverse = np.divide(1.0, fit.weights, out=np.zeros_like(fit.weights), where=fit.weights > 0)
         own = _block_diagonal(fit.blocks(np.full_like(fit.weights, np.inf)))
-        matrix = self.tangents.T @ own @ self.tangents - surface_at.T @ diags_array(inverse) @ surface_at
-        # A common constant costs nothing, and splines that no frame touches are in no equation.
+        whole = self.tangents.T @ own @ self.tangents
+        matrix = whole - surface_at.T @ diags_array(inverse) @ surface_at
+        # A common constant costs nothing, and splines that no frame touches are in no equation. Of frames with one
+        # pointing nothing else is left, so the size of an entry is judged before the difference.
         size = matrix.shape[0]
-        floor = _COARSE_FLOOR * max(float(matrix.diagonal().max(initial=0.0)), 1e-300)
+        floor = _COARSE_FLOOR * max(float(whole.diagonal().max(initial=0.0)), 1e-290)
         self.factors = splu((matrix + floor * eye_array(size)).tocsc(), permc_spec="MMD_AT_PLUS_A")
 
     def solve(self, flat: np.ndarray) -> np.ndarray:

@@ -241,3 +241,23 @@ def test_the_other_methods_take_no_gradient_off(clean, tmp_path, method):
     run = Run(frames, tmp_path / "out", replace(TWO_WORKERS, normalise=method, params=StackParams()))
     assert {row["gradient_x"] for row in run.ledger} == {"0"}
     assert run.score(clean[0]).level_rms[0] > 2.0 * score.level_rms[0]
+
+
+@pytest.mark.parametrize("n_frames", [2, 3, 6])
+@pytest.mark.parametrize("method", ["linear_fit", "global"])
+def test_frames_of_one_and_the_same_pointing_make_a_mosaic(tmp_path, n_frames, method):
+    """Undithered stacks, and frames that were registered before."""
+    spec = replace(TWO_PANELS, panels=(1, 1), frames_per_panel=n_frames, dither_px=0.0, rotation_deg=0.0)
+    survey_in(tmp_path / "frames", spec)
+    run = Run(tmp_path / "frames", tmp_path / "out", replace(TWO_WORKERS, normalise=method))
+    assert run.result.complete
+    assert run.result.n_used == n_frames
+    assert "has not converged" not in run.log
+
+
+@pytest.mark.parametrize("method", ["none", "sky_mean", "linear_fit"])
+def test_a_gradient_costs_no_frame_where_none_is_taken_off(tmp_path, method):
+    survey_in(tmp_path / "frames", replace(TWO_PANELS, gradient_adu=500.0, frames_per_panel=4))
+    run = Run(tmp_path / "frames", tmp_path / "out", replace(TWO_WORKERS, normalise=method))
+    assert run.result.complete
+    assert run.result.n_used == 8

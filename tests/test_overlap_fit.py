@@ -173,3 +173,19 @@ def test_many_frames_of_few_points_converge(planes, caplog):
     fit = fit_overlaps(Sightings(start, np.tile(np.arange(30), 17), place, centre), value, sigma, planes=planes)
     assert not caplog.records
     assert fit.coefficients[:, 0].mean() == pytest.approx(0.0, abs=1e-9)
+
+
+@pytest.mark.parametrize("planes", [False, True])
+@pytest.mark.parametrize("n_frames", [2, 3, 6])
+@pytest.mark.parametrize("seed", range(10))
+def test_frames_of_one_and_the_same_pointing_are_solved(planes, n_frames, seed, caplog):
+    """All constants are then one for the smooth surfaces, which have nothing left to solve."""
+    rng = np.random.default_rng(seed)
+    place, planted = rng.uniform(0.0, 1000.0, (30, 2)), rng.normal(0.0, 0.2, n_frames)
+    value = np.tile(rng.normal(9.0, 1.5, 30), n_frames) - np.repeat(planted, 30)
+    sigma = rng.uniform(0.005, 0.02, value.size)
+    value += rng.normal(0.0, sigma)
+    points, centre = np.tile(np.arange(30), n_frames), np.full((n_frames, 2), 500.0)
+    fit = fit_overlaps(Sightings(np.arange(n_frames + 1) * 30, points, place, centre), value, sigma, planes=planes)
+    np.testing.assert_allclose(fit.coefficients[:, 0], planted - planted.mean(), atol=0.02)
+    assert not caplog.records
