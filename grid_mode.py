@@ -41,6 +41,7 @@ from zemosaic_fits_products import (
 from zemosaic_frame_source import RadialWeight, StackFrame
 from zemosaic_ledger import frames_to_drop
 from zemosaic_match import MatchOptions, drop_misfits, extent_px, usual_feather_px
+from zemosaic_measure import MeasuredFrame
 from zemosaic_outputs import (
     ProductPaths,
     RunSummary,
@@ -376,14 +377,7 @@ class _GridRun:
             records, canvas, n_channels = self._lay_out(records)
         with ExitStack() as products:  # what is not finished is removed, once nobody writes into it any more
             with TaskPool(self._count_workers(len(records)), book.cancel) as pool:
-                with book.phase("measure"):
-                    measured = measure_all(pool, records, canvas, n_channels, book)
-                    if len(measured) < len(records):
-                        # A frame that is left out must leave no trace, in the projection either.
-                        records, canvas, n_channels = self._lay_out([m.record for m in measured])
-                        measured = measure_all(pool, records, canvas, n_channels, book)
-                with book.phase("refine"):
-                    measured = refine_all(measured, canvas, settings.refine_wcs, book)
+                measured, canvas, n_channels = self._measure(pool, records, canvas, n_channels)
                 with book.phase("flat"):
                     measured = flatten_all(measured, settings.flat_from_frames, book)
                 with book.phase("match"):
@@ -393,7 +387,7 @@ class _GridRun:
                     streams = products.enter_context(open_products(self.paths, canvas.shape, n_channels))
                     assembly = Assembly(streams, canvas.shape, n_channels)
                     cells = self._stack(pool, matched.frames, canvas, assembly, n_channels)
-            saturation = min(record.header.saturation for record in records)
+            saturation = min(m.record.header.saturation for m in matched.measured)
             summary = book.summary(canvas, n_channels, settings.described(), saturation)
             with book.phase("assemble"):
                 self._assemble(summary, cells, assembly, streams)
@@ -419,6 +413,24 @@ class _GridRun:
         scale = canvas.scale_deg * 3600
         logger.info("[GRID] canvas %d x %d px, %.3f arcsec/px, %d channel(s)", nx, ny, scale, n_channels)
         return records, canvas, n_channels
+
+    def _measure(
+        self, pool: TaskPool, records: list[FrameRecord], canvas: Canvas, n_channels: int
+    ) -> tuple[list[MeasuredFrame], Canvas, int]:
+        """Measure the frames and place them by their stars; return them, their canvas and its number of channels.
+
+        A frame that turns out unusable must leave no trace, in the projection either: all begins anew without it.
+        """
+        while True:
+            with self.book.phase("measure"):
+                measured = measure_all(pool, records, canvas, n_channels, self.book)
+            if len(measured) == len(records):
+                with self.book.phase("refine"):
+                    measured = refine_all(measured, canvas, self.settings.refine_wcs, self.book)
+                if len(measured) == len(records):
+                    return measured, canvas, n_channels
+            kept = {m.record.path for m in measured}
+            records, canvas, n_channels = self._lay_out([record for record in records if record.path in kept])
 
     def _count_workers(self, n_frames: int) -> int:
         settings = self.settings

@@ -121,8 +121,8 @@ def flatten_frames(measured: list[MeasuredFrame], mode: str) -> tuple[list[Measu
 
 
 def _detector(header: FrameHeader) -> tuple:
-    """Return what frames of one detector behind one filter share."""
-    return header.instrument, header.shape, header.layout, header.bayer, header.filter
+    """Return what frames of one detector behind one telescope and filter share; vignetting is of the optics."""
+    return header.telescope, header.instrument, header.shape, header.layout, header.bayer, header.filter
 
 
 def _named(header: FrameHeader) -> str:

@@ -218,8 +218,7 @@ def _blur(measured: list[MeasuredFrame]) -> np.ndarray:
     The change of a peak's height, which goes with the inverse variance, counts; it is 0 for frames without stars,
     of which it is not known.
     """
-    fwhm = np.array([m.measure.fwhm_px for m in measured])
-    variance = np.square(fwhm / FWHM_OF_SIGMA) / np.array([m.placement.area_ratio for m in measured])
+    variance = np.square(np.array([_width_px(m) for m in measured]) / FWHM_OF_SIGMA)
     known = np.isfinite(variance)
     if not known.any():
         return np.zeros(known.size)
@@ -241,7 +240,7 @@ def _stack_frame(
         gain=tuple(gain.tolist()),
         offset=tuple(offset.tolist()),
         noise=tuple((noise * factor).tolist()),
-        weight=tuple(_weight(options.weight, uneven, m.measure.fwhm_px).tolist()),
+        weight=tuple(_weight(options.weight, uneven, _width_px(m)).tolist()),
         photon=tuple((gain * _photon_variance(m) * factor**2).tolist()),
         level=tuple((gain * m.measure.sky + offset).tolist()),
         blur=(float(blur),) * gain.size,
@@ -250,6 +249,11 @@ def _stack_frame(
     )
     sky, noise = (tuple(values.tolist()) for values in (m.measure.sky, m.measure.noise))
     return StackFrame(m.record, m.placement, solution, sky, noise, m.flat)
+
+
+def _width_px(m: MeasuredFrame) -> float:
+    """Return the FWHM of a frame's stars in canvas pixels, NaN without stars."""
+    return m.measure.fwhm_px / np.sqrt(m.placement.area_ratio)
 
 
 def _photon_variance(m: MeasuredFrame) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""The passes over all frames that every pipeline makes before it stacks: read, solve, measure, refine, match."""
+"""The passes over all frames before a pipeline stacks: read, solve, measure, refine, flatten, match."""
 
 from __future__ import annotations
 
@@ -284,7 +284,7 @@ def _say_limits(match: Match, options: MatchOptions, book: RunBook) -> None:
     n_groups = int(match.group.max()) + 1
     if n_groups > 1:
         book.say(
-            f"the frames form {n_groups} groups that do not touch; each is levelled by itself and tied to the "
+            f"the frames form {n_groups} groups that share no sky; each is levelled by itself and tied to the "
             "others by its mean sky",
             "WARNING",
         )

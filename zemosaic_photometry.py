@@ -36,6 +36,7 @@ _MIN_PLANE_CELLS = 12
 _MOST_PLANE_CELLS = 20_000
 _LARGER = 2.0  # since neighbouring blocks of a nebula are alike after all
 _BLOCKS = 4  # along each axis, of the jackknife
+_MAX_MISSING = 0.25  # share of a box's pixels
 _TRUSTED = 0.5  # of the weight of a sighting that agrees with the others
 _NEBULA_SIGMA = 3.0
 _MERGE_SHARE = 0.1
@@ -144,7 +145,10 @@ def cell_place(number: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def box_medians(plane: np.ndarray, x: np.ndarray, y: np.ndarray, half: int) -> np.ndarray:
-    """Return medians of square boxes of side ``2 * half + 1``, NaN where a box leaves the plane or lacks data.
+    """Return medians of square boxes of side ``2 * half + 1``.
+
+    NaN where a box leaves the plane or lacks more than `_MAX_MISSING` of its pixels: single bad ones are no loss,
+    and more would move what a box stands for.
 
     Parameters
     ----------
@@ -162,8 +166,12 @@ def box_medians(plane: np.ndarray, x: np.ndarray, y: np.ndarray, half: int) -> n
     row = np.rint(y[fits]).astype(int) - half
     windows = sliding_window_view(plane, (side, side))
     boxes = windows[row, column].reshape(row.size, -1)
-    # NaN sorts last and np.median returns NaN for it: a box with missing pixels is no measurement.
-    out[fits] = np.median(boxes, axis=1)
+    missing = np.isnan(boxes).mean(axis=1)
+    medians = np.full(row.size, np.nan, dtype=np.float32)
+    whole, pierced = missing == 0, (missing > 0) & (missing <= _MAX_MISSING)
+    medians[whole] = np.median(boxes[whole], axis=1)
+    medians[pierced] = np.nanmedian(boxes[pierced], axis=1)
+    out[fits] = medians
     return out
 
 
@@ -332,7 +340,7 @@ class _Sky:
         self.level = np.concatenate([m.level for m in measures])
         self.sky = np.array([m.sky for m in measures])
         self.noise = np.array([m.noise for m in measures])
-        self.group = self.sightings.groups(np.isfinite(self.level).all(axis=1))
+        self.group = self.sightings.groups(np.isfinite(self.level).any(axis=1))
 
     def fit(self, gain: np.ndarray, channel: int, *, planes: bool) -> OverlapFit:
         """Return the models that make the sky of one channel agree."""
@@ -372,14 +380,15 @@ class _Sky:
         The sky of the mosaic is level as a whole, and the mean sky of every group is that of all frames.
         """
         offset, slope = fit.coefficients[:, 0].copy(), np.zeros((gain.size, 2))
+        group = self.sightings.groups(np.isfinite(self.level[:, channel]))  # one colour may tie fewer frames
         if fit.coefficients.shape[1] > 1:
             slope = fit.coefficients[:, 1:].copy()
-            for members in _members(self.group):
+            for members in _members(group):
                 tilt = self._common_tilt(fit, members)
                 slope[members] -= tilt
                 offset[members] -= self.geometry.centre[members] @ tilt
         level = offset + gain * self.sky[:, channel]
-        return offset - _group_means(level, self.group)[self.group] + self.sky[:, channel].mean(), slope
+        return offset - _group_means(level, group)[group] + self.sky[:, channel].mean(), slope
 
     def _common_tilt(self, fit: OverlapFit, members: np.ndarray) -> np.ndarray:
         """Return the slope (x, y) that the frames of a group have in common and the sky has not.

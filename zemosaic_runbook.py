@@ -125,12 +125,12 @@ class RunBook:
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """Time a phase; a cancelled run does not begin it."""
+        """Time a phase, all its repetitions together; a cancelled run does not begin it."""
         self.cancel.check()
         start = time.perf_counter()
         logger.info("[GRID] phase %s", name)
         yield
-        self.seconds[name] = time.perf_counter() - start
+        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
 
     @contextmanager
     def log_file(self) -> Iterator[None]:

@@ -263,20 +263,38 @@ def test_a_single_frame_is_levelled_by_itself():
     assert np.isnan(match.residual[0, 0])
 
 
+def test_panels_that_one_colour_does_not_tie_are_not_moved_apart_in_the_others():
+    """Without levels in blue where they overlap, red and green still tie the panels."""
+    measures, _, sky = make_measures(2, channels=3, n_stars=2000)
+    seen_once = np.bincount(np.unique(np.concatenate([m.cell for m in measures]), return_inverse=True)[1]) == 1
+    cells = np.unique(np.concatenate([m.cell for m in measures]))
+    blind = []
+    for k, m in enumerate(measures):
+        level = m.level.copy()
+        level[~seen_once[np.searchsorted(cells, m.cell)], 2] = np.nan
+        blind.append(replace(m, level=level, sky=m.sky + 20.0 * k))  # galaxies raise the skies, not the levels
+    match = match_of(blind)
+    level = match.gain * sky + match.offset
+    assert np.ptp(level[:, :2], axis=0).max() < 2.0
+
+
 def test_an_unknown_method_is_named():
     measures, _, _ = make_measures(1)
     with pytest.raises(ValueError, match="affine"):
         match_of(measures, "affine")
 
 
-def test_box_medians_are_those_of_whole_boxes_only():
+def test_box_medians_bear_some_missing_pixels_and_no_edge():
     plane = np.random.default_rng(5).normal(size=(60, 80)).astype(np.float32)
-    plane[40, 50] = np.nan
-    x, y = np.array([10.2, 50.0, 2.0, 79.0, np.nan, 30.6]), np.array([10.0, 38.0, 20.0, 30.0, 5.0, 55.0])
+    plane[40, 50] = np.nan  # a bad pixel
+    plane[20:27, 40:44] = np.nan  # a patch: 28 of 81 pixels of the box around it
+    x = np.array([10.2, 50.0, 2.0, 79.0, np.nan, 30.6, 41.0])
+    y = np.array([10.0, 38.0, 20.0, 30.0, 5.0, 55.0, 23.0])
     found = box_medians(plane, x, y, 4)
     assert found[0] == np.median(plane[6:15, 6:15])
+    assert found[1] == np.nanmedian(plane[34:43, 46:55])
     assert found[5] == np.median(plane[51:60, 27:36])
-    assert np.isnan(found[1:5]).all()
+    assert np.isnan(found[[2, 3, 4, 6]]).all()
 
 
 def test_a_plane_smaller_than_a_box_has_no_median():
