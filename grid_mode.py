@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -29,7 +29,17 @@ from zemosaic_align_stack import StackedRect, StackOptions, stack_frames
 from zemosaic_assembly import Assembly, CorePlaces, WrittenCore, write_core
 from zemosaic_astrometry import SolveOptions
 from zemosaic_config import Config, resolve
-from zemosaic_events import CancelToken, Emitter, FinishReason, RunFinished, TileDone, as_listener
+from zemosaic_events import (
+    CancelToken,
+    Emitter,
+    FinishReason,
+    PlannedTile,
+    RunFinished,
+    TileDone,
+    TilesPlanned,
+    TileStarted,
+    as_listener,
+)
 from zemosaic_fits_io import frame_wcs
 from zemosaic_fits_products import (
     ImageStream,
@@ -39,7 +49,6 @@ from zemosaic_fits_products import (
     write_hdus,
 )
 from zemosaic_frame_source import RadialWeight, StackFrame
-from zemosaic_ledger import frames_to_drop
 from zemosaic_match import MatchOptions, drop_misfits, extent_px, usual_feather_px
 from zemosaic_measure import MeasuredFrame
 from zemosaic_outputs import (
@@ -54,13 +63,13 @@ from zemosaic_outputs import (
     write_viewer,
 )
 from zemosaic_passes import (
-    NOTHING,
     flatten_all,
     match_all,
     measure_all,
     read_frames,
     refine_all,
     solve_all,
+    unwanted_frames,
 )
 from zemosaic_reproject import Canvas, optimal_canvas
 from zemosaic_runbook import RunBook
@@ -110,10 +119,18 @@ class GridSettings:
     legacy_rgb_cube: bool = False
     overwrite: bool = False
     drop_suggested: bool = False
+    excluded: tuple[str, ...] = ()
     solve: SolveOptions | None = field(default_factory=SolveOptions)
 
     @classmethod
-    def from_config(cls, config: Config, *, overwrite: bool = False, drop_suggested: bool = False) -> GridSettings:
+    def from_config(
+        cls,
+        config: Config,
+        *,
+        overwrite: bool = False,
+        drop_suggested: bool = False,
+        excluded: tuple[str, ...] = (),
+    ) -> GridSettings:
         """Return the settings that a resolved configuration asks for."""
         radial = RadialWeight(
             config["radial_feather_fraction"], config["radial_shape_power"], config["min_radial_weight_floor"]
@@ -146,6 +163,7 @@ class GridSettings:
             legacy_rgb_cube=config["legacy_rgb_cube"],
             overwrite=overwrite,
             drop_suggested=drop_suggested,
+            excluded=tuple(excluded),
             solve=SolveOptions.from_config(config),
         )
 
@@ -287,7 +305,7 @@ def _run(
 ) -> RunResult:
     if paths.folder.resolve() == input_folder.resolve():
         raise PlanError(f"{input_folder} cannot be input and output at once; nothing is written among raw frames")
-    drop = frames_to_drop(paths.ledger) if settings.drop_suggested else NOTHING
+    drop = unwanted_frames(paths.ledger, drop_suggested=settings.drop_suggested, excluded=settings.excluded)
     ensure_writable_folder(paths.folder)
     remove_leftovers(paths.folder)
     if paths.mosaic.exists() and not settings.overwrite:
@@ -367,7 +385,7 @@ class _GridRun:
         book, settings = self.book, self.settings
         prepare_workers(["zemosaic_worker_start"])
         with book.phase("plan"):
-            if settings.drop_suggested and not drop:
+            if settings.drop_suggested and not drop.keys() - set(settings.excluded):
                 book.say("the ledger of the earlier run suggests no frame to leave out")
             records = read_frames(self.input_folder, book, drop, keep_unplaced=settings.solve is not None)
         if settings.solve is not None and settings.solve.concerns(records):
@@ -457,7 +475,9 @@ class _GridRun:
         decided = f" ({self.settings.gpu_decided_by})" if self.settings.gpu_decided_by else ""
         logger.info("[GRID] GPU requested = %s%s", self.settings.use_gpu, decided)
         stackers = StackPool(pool, self.book, use_gpu=self.settings.use_gpu, access=self.access)
-        for done, outcome in enumerate(stackers.run(_tile_task, tasks, retry=_with_half_the_memory), start=1):
+        for done, outcome in enumerate(
+            stackers.run(_tile_task, self._announce(tasks, canvas), retry=_with_half_the_memory), start=1
+        ):
             task = outcome.task
             if outcome.error is None:
                 assembly.take(task.core, outcome.value.core)
@@ -473,6 +493,16 @@ class _GridRun:
         if not any(row.used for row in self.book.rows.values()):
             raise OutputError(f"no frame gave a pixel to the mosaic: {self.book.first_reasons()}")
         return cells
+
+    def _announce(self, tasks: list[_TileTask], canvas: Canvas) -> Iterator[_TileTask]:
+        """Say what will be stacked, then yield the tasks and say of each when it is taken."""
+        planned = (
+            PlannedTile(task.number, task.core, canvas.corners_deg(task.core), len(task.frames)) for task in tasks
+        )
+        self.book.emit(TilesPlanned(canvas.shape, tuple(planned)))
+        for task in tasks:
+            self.book.emit(TileStarted(task.number))
+            yield task
 
     def _tile_tasks(
         self, frames: list[StackFrame], cells: list[Rect], canvas: Canvas, places: CorePlaces, n_channels: int

@@ -122,6 +122,13 @@ def _add_folders(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="leave out the frames that the ledger of the earlier run in OUTPUT suggests (see report)",
     )
+    parser.add_argument(
+        "--exclude",
+        action="append",
+        default=[],
+        metavar="FRAME",
+        help="leave a frame out, named by its path below INPUT as in ledger.csv; repeatable",
+    )
     _add_run_options(parser)
 
 
@@ -226,6 +233,7 @@ def _run(arguments: argparse.Namespace, start: Callable) -> object:
             config,
             overwrite=getattr(arguments, "overwrite", True),
             drop_suggested=getattr(arguments, "drop_suggested", False),
+            excluded=tuple(getattr(arguments, "exclude", ())),
         )
         return start(settings, listener=TerminalReporter(quiet=arguments.quiet), cancel=cancel)
 
@@ -250,7 +258,12 @@ def _run_apart(arguments: argparse.Namespace) -> int:
     reporter(Message(f"{title_of(name)}: {reason}"))
     folders = arguments.input, arguments.output
     request = RunRequest(
-        name, *folders, config, overwrite=arguments.overwrite, drop_suggested=arguments.drop_suggested
+        name,
+        *folders,
+        config,
+        overwrite=arguments.overwrite,
+        drop_suggested=arguments.drop_suggested,
+        excluded=tuple(arguments.exclude),
     )
     with _cancelled_by_ctrl_c() as cancel, start_run(request, reporter) as run:
         while run.wait(_POLL_S) is None:

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
-from zemosaic_types import LeftOut, RunCancelled
+from zemosaic_types import LeftOut, Rect, RunCancelled
 
 logger = logging.getLogger("ZeMosaicWorker.events")
 
@@ -54,6 +54,34 @@ class FrameLeftOut:
 
 
 @dataclass(frozen=True, slots=True)
+class PlannedTile:
+    """A tile to come: its number, its pixels of the canvas, and what it covers on the sky.
+
+    `corners_deg` are the outer corners of its outermost pixels, ``(right ascension, declination)`` ICRS.
+    """
+
+    tile: int
+    rect: Rect
+    corners_deg: tuple[tuple[float, float], ...]
+    n_frames: int
+
+
+@dataclass(frozen=True, slots=True)
+class TilesPlanned:
+    """The canvas, ``(ny, nx)``, is cut into tiles; those that no frame touches are not among them."""
+
+    shape: tuple[int, int]
+    tiles: tuple[PlannedTile, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class TileStarted:
+    """A worker is about to get a tile; another try is not told."""
+
+    tile: int
+
+
+@dataclass(frozen=True, slots=True)
 class TileDone:
     """A tile is on disk."""
 
@@ -86,7 +114,17 @@ class RunFinished:
     message: str = ""
 
 
-Event = RunStarted | PhaseProgress | FrameLeftOut | TileDone | TileFailed | Message | RunFinished
+Event = (
+    RunStarted
+    | PhaseProgress
+    | FrameLeftOut
+    | TilesPlanned
+    | TileStarted
+    | TileDone
+    | TileFailed
+    | Message
+    | RunFinished
+)
 Listener = Callable[[Event], None]
 
 
@@ -196,6 +234,10 @@ def describe(event: Event) -> tuple[str, float | None, str]:
             return f"{phase}: {done}/{total} {unit}s", 100.0 * done / max(total, 1), "INFO"
         case FrameLeftOut(left_out):
             return f"left out {left_out.path}: {left_out.reason}", None, "WARNING"
+        case TilesPlanned(shape, tiles):
+            return f"canvas of {shape[1]} x {shape[0]} px, {len(tiles)} tiles", None, "INFO"
+        case TileStarted(tile):
+            return f"tile {tile} started", None, "DEBUG"
         case TileDone(tile, n_frames, _):
             return f"tile {tile} done, {n_frames} frames", None, "DEBUG"
         case TileFailed(tile, reason):

@@ -20,6 +20,8 @@ from zemosaic_types import PlanError
 
 #: How the reason of a frame begins that was left out because it was suggested; so the next run remembers it.
 AS_SUGGESTED = "left out as suggested: "
+#: The reason in the ledger of a frame that the user named.
+EXCLUDED = "left out by the user"
 
 _TEXTS = frozenset({"path", "reason", "frame_id", "date_obs", "filter", "outline"})
 _WHOLE = frozenset({"line", "n_stars", "group", "gain_group", "n_tiles", "n_samples", "n_rejected_low"})

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 
@@ -14,7 +14,7 @@ from zemosaic_astrometry import SolveOptions, choose_solver
 from zemosaic_events import RunStarted
 from zemosaic_flat_frames import flatten_frames
 from zemosaic_frame_source import StackFrame
-from zemosaic_ledger import AS_SUGGESTED
+from zemosaic_ledger import AS_SUGGESTED, EXCLUDED, frames_to_drop
 from zemosaic_match import MatchedFrames, MatchOptions, match_frames
 from zemosaic_measure import MeasuredFrame, cell_size_px, measure_frames
 from zemosaic_photometry import Match
@@ -37,6 +37,26 @@ _BATCHES_A_WORKER = 10
 _MeasureTask = tuple[list[FrameRecord], Canvas, int, int]
 
 
+def unwanted_frames(ledger: Path, *, drop_suggested: bool, excluded: Sequence[str]) -> dict[str, str]:
+    """Return the frames that the user wants left out: reasons for the ledger by frame id.
+
+    Parameters
+    ----------
+    ledger : Path
+        Of the earlier run whose suggestions count if `drop_suggested`.
+    drop_suggested : bool
+    excluded : sequence of str
+        Ids of frames.
+
+    Raises
+    ------
+    PlanError
+        If suggestions are asked for and the ledger cannot be read.
+    """
+    suggested = frames_to_drop(ledger) if drop_suggested else {}
+    return {name: AS_SUGGESTED + reason for name, reason in suggested.items()} | dict.fromkeys(excluded, EXCLUDED)
+
+
 def read_frames(
     folder: Path, book: RunBook, drop: Mapping[str, str] = NOTHING, *, keep_unplaced: bool = False
 ) -> list[FrameRecord]:
@@ -49,7 +69,7 @@ def read_frames(
     folder : Path
     book : RunBook
     drop : mapping of str
-        Frames that the user wants left out, whatever they are like: reasons by frame id.
+        Frames that the user wants left out, whatever they are like; see `unwanted_frames`.
     keep_unplaced : bool
         Whether frames without a usable WCS are kept, for `solve_all`.
 
@@ -70,7 +90,7 @@ def read_frames(
     book.emit(RunStarted(len(rows), str(book.paths.folder)))
     for row in rows:
         book.plan(str(row.path), row.line)
-    wanted = _without_suggested(rows, folder, drop, book)
+    wanted = _without_unwanted(rows, folder, drop, book)
     records, unusable = load_frames(
         wanted, folder, keep_unplaced=keep_unplaced, on_progress=book.progress("headers"), cancel=book.cancel
     )
@@ -84,14 +104,16 @@ def read_frames(
     return records
 
 
-def _without_suggested(rows: list[PlanRow], folder: Path, drop: Mapping[str, str], book: RunBook) -> list[PlanRow]:
+def _without_unwanted(rows: list[PlanRow], folder: Path, drop: Mapping[str, str], book: RunBook) -> list[PlanRow]:
     """Leave out what the user wants left out, remembered by its frame id; return the other rows."""
     names = {row: frame_id(row.path, folder) for row in rows if drop}
     unwanted = [row for row in rows if names.get(row) in drop]
     for row in unwanted:
         book.rows[str(row.path)].frame_id = names[row]
-        reason = AS_SUGGESTED + drop[names[row]]
-        book.leave_out(LeftOut(str(row.path), reason, row.line, asked=True))
+        book.leave_out(LeftOut(str(row.path), drop[names[row]], row.line, asked=True))
+    for name in sorted(drop.keys() - names.values()):
+        if drop[name] == EXCLUDED:
+            book.say(f"{name} was to be left out and is not in the plan", "WARNING")
     return [row for row in rows if names.get(row) not in drop]
 
 

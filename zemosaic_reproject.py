@@ -66,6 +66,13 @@ class Canvas:
         crpix = self.crpix[0] - rect.x0, self.crpix[1] - rect.y0
         return replace(self, crpix=crpix, shape=rect.shape)
 
+    def corners_deg(self, rect: Rect) -> tuple[tuple[float, float], ...]:
+        """Return the outer corners of a rectangle of pixels, (right ascension, declination) ICRS, in order."""
+        x = np.array([rect.x0, rect.x1, rect.x1, rect.x0]) - 0.5
+        y = np.array([rect.y0, rect.y0, rect.y1, rect.y1]) - 0.5
+        sky = self.wcs().pixel_to_world_values(x, y)
+        return tuple(zip(*(axis.tolist() for axis in sky), strict=True))
+
     def wcs(self) -> WCS:
         """Return the celestial WCS."""
         return _canvas_wcs(self)

@@ -7,9 +7,10 @@ process could not do, for whatever reason, is done by a worker: a GPU costs no t
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import chain
 from typing import Any, Protocol
 
 from parallel_utils import Outcome, TaskPool
@@ -122,7 +123,7 @@ class StackPool:
         return found
 
     def run(
-        self, function: Callable[[Any], Any], tasks: list[Any], *, retry: Callable[[Any], Any]
+        self, function: Callable[[Any], Any], tasks: Iterable[Any], *, retry: Callable[[Any], Any]
     ) -> Iterator[Outcome]:
         """Yield the outcome of every task as it finishes; see `parallel_utils.TaskPool.run`.
 
@@ -130,24 +131,26 @@ class StackPool:
         ----------
         function : callable
             Module-level; takes a `StackTask`, returns a `StackReport`.
-        tasks : list of StackTask
+        tasks : iterable of StackTask
+            Each is taken when somebody is free for it.
         retry : callable
             As for `TaskPool.run`.
         """
-        left = list(tasks)
-        if self.devices and left:
-            yield from self._on_devices(function, left)
-        yield from self.workers.run(function, left, retry=retry)
+        left, undone = iter(tasks), []
+        if self.devices:
+            yield from self._on_devices(function, left, undone)
+        yield from self.workers.run(function, chain(undone, left), retry=retry)
 
-    def _on_devices(self, function: Callable[[Any], Any], left: list[Any]) -> Iterator[Outcome]:
-        """Yield what the GPUs get done; what they do not stays in `left`."""
+    def _on_devices(
+        self, function: Callable[[Any], Any], left: Iterator[Any], undone: list[Any]
+    ) -> Iterator[Outcome]:
+        """Yield what the GPUs get done; what they cannot is put into `undone`, what they did not take is left."""
         alone: set[int] = set()
-        undone: list[Any] = []
         indices = tuple(info.index for info in self.devices)
 
         def feed() -> Iterator[Any]:
-            while left and len(alone) < len(indices) and len(undone) < MOST_FAILURES:
-                yield replace(left.pop(0), on_device=True)
+            while len(alone) < len(indices) and len(undone) < MOST_FAILURES and (task := next(left, None)):
+                yield replace(task, on_device=True)
 
         setup = partial(_own_device, self.access.open, indices)
         with TaskPool(len(indices), self.book.cancel, setup=setup) as owners:
@@ -161,7 +164,6 @@ class StackPool:
                 yield replace(outcome, task=task)
         if len(undone) >= MOST_FAILURES:
             self.book.say("the GPUs are left alone for the rest of the run", "WARNING")
-        left[:0] = undone
 
     def _note(self, report: DeviceReport, alone: set[int]) -> None:
         for reason in report.failures:

@@ -78,7 +78,10 @@ _TITLES = {"grid": "Grid mode", "classic": "Classic"}
 
 @dataclass(frozen=True, slots=True)
 class RunRequest:
-    """What to run: name of a pipeline, folders, resolved configuration, and what is asked of this run alone."""
+    """What to run: name of a pipeline, folders, resolved configuration, and what is asked of this run alone.
+
+    `excluded` holds the ids of frames that the user wants left out.
+    """
 
     pipeline: str
     input_folder: Path
@@ -86,6 +89,7 @@ class RunRequest:
     config: Config
     overwrite: bool = False
     drop_suggested: bool = False
+    excluded: tuple[str, ...] = ()
 
 
 def choose_pipeline(input_folder: Path | str, config: Config) -> tuple[str, str]:
@@ -433,7 +437,10 @@ def _run(request: RunRequest, pipeline: Pipeline, listener: Listener, cancel: Ca
     gc.freeze()
     gc.enable()
     settings = getattr(module, pipeline.settings).from_config(
-        request.config, overwrite=request.overwrite, drop_suggested=request.drop_suggested
+        request.config,
+        overwrite=request.overwrite,
+        drop_suggested=request.drop_suggested,
+        excluded=request.excluded,
     )
     folders = Path(request.input_folder), Path(request.output_folder)
     return getattr(module, pipeline.run)(*folders, settings, listener=listener, cancel=cancel)

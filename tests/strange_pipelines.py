@@ -19,7 +19,7 @@ class Settings:
     """Settings that are the configuration."""
 
     @classmethod
-    def from_config(cls, config, *, overwrite, drop_suggested):
+    def from_config(cls, config, *, overwrite, drop_suggested, excluded):
         if config["input_dir"] == "refused":
             raise PlanError("these settings are refused")
         return config

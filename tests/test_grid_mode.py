@@ -1,7 +1,9 @@
 """Grid mode end to end: the same array whatever the division of labour, and close to the truth."""
 
 import json
+import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,8 +12,17 @@ from astropy.wcs import WCS
 
 from grid_mode import GridSettings, run_grid_mode
 from surveys import TWO_WORKERS, Run, shuffled_copy, survey_in
-from zemosaic_events import FinishReason, PhaseProgress, RunFinished, RunStarted, TileDone
-from zemosaic_fits_products import read_image
+from zemosaic_events import (
+    FinishReason,
+    PhaseProgress,
+    RunFinished,
+    RunStarted,
+    TileDone,
+    TilesPlanned,
+    TileStarted,
+)
+from zemosaic_fits_products import read_image, read_product_wcs
+from zemosaic_ledger import EXCLUDED
 from zemosaic_synthetic import small_spec
 from zemosaic_types import StackParams
 
@@ -47,6 +58,37 @@ def test_the_mosaic_is_the_same_bit_for_bit(colour, division, tmp_path):
     np.testing.assert_array_equal(run.mosaic, reference.mosaic)
     np.testing.assert_array_equal(run.coverage, reference.coverage)
     np.testing.assert_array_equal(run.weight, reference.weight)
+
+
+def test_tiles_are_announced_with_their_places_on_the_sky_and_when_they_start(colour):
+    *_, run = colour
+    (planned,) = [event for event in run.events if isinstance(event, TilesPlanned)]
+    assert planned.shape == run.mosaic.shape[1:]
+    wcs = read_product_wcs(run.paths.mosaic)
+    for tile in planned.tiles:
+        x, y = wcs.world_to_pixel_values(*zip(*tile.corners_deg, strict=True))
+        np.testing.assert_allclose([x.min() + 0.5, x.max() + 0.5], [tile.rect.x0, tile.rect.x1], atol=1e-6)
+        np.testing.assert_allclose([y.min() + 0.5, y.max() + 0.5], [tile.rect.y0, tile.rect.y1], atol=1e-6)
+    started = [event.tile for event in run.events if isinstance(event, TileStarted)]
+    done = [event for event in run.events if isinstance(event, TileDone)]
+    assert started == [tile.tile for tile in planned.tiles] == sorted(event.tile for event in done)
+    assert {tile.tile: tile.n_frames for tile in planned.tiles} == {event.tile: event.n_frames for event in done}
+    for tile in started:
+        events = [type(e) for e in run.events if getattr(e, "tile", None) == tile]
+        assert events == [TileStarted, TileDone]
+
+
+def test_a_frame_that_the_user_names_leaves_no_trace_and_stays_in_the_ledger(colour, tmp_path):
+    _, frames, whole = colour
+    name = whole.ledger[2]["frame_id"]
+    run = Run(frames, tmp_path / "out", replace(TWO_WORKERS, excluded=(name, "nowhere.fits")))
+    (row,) = [row for row in run.ledger if row["used"] == "no"]
+    assert (row["frame_id"], row["reason"]) == (name, EXCLUDED)
+    assert run.result.complete
+    assert "nowhere.fits was to be left out and is not in the plan" in run.log
+    others = shutil.copytree(frames, tmp_path / "others", ignore=shutil.ignore_patterns("*.csv", Path(name).name))
+    reference = Run(others, tmp_path / "reference")
+    np.testing.assert_array_equal(run.mosaic, reference.mosaic)
 
 
 def test_the_order_of_the_plan_leaves_no_trace(colour, tmp_path):
