@@ -99,6 +99,92 @@ class TileFailed:
 
 
 @dataclass(frozen=True, slots=True)
+class SurveyFrame:
+    """A planned frame as a survey finds it, by its header alone.
+
+    Attributes
+    ----------
+    frame_id, path : str
+        As in the ledger of a run.
+    exposure_s : float or None
+        None if neither plan nor header say.
+    filter, instrument, date : str
+        Empty where the header says nothing; `date` is DATE-OBS.
+    shape : tuple of int
+        ``(ny, nx)``; ``(0, 0)`` if the frame cannot be read.
+    corners_deg : tuple of (float, float)
+        Outer corners, ``(right ascension, declination)`` ICRS, in order; empty if its place is not known.
+    reason : str
+        Why the frame is not in the mosaic, or what has to be done first; empty for a frame that is in.
+    usable : bool
+        Whether a run will try it.
+    """
+
+    frame_id: str
+    path: str
+    exposure_s: float | None = None
+    filter: str = ""
+    instrument: str = ""
+    date: str = ""
+    shape: tuple[int, int] = (0, 0)
+    corners_deg: tuple[tuple[float, float], ...] = ()
+    reason: str = ""
+    usable: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class SurveyFrames:
+    """Frames that a survey has read; a frame that is told again replaces what was told of it before."""
+
+    frames: tuple[SurveyFrame, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class SurveyDone:
+    """What a run would make of the frames, and roughly what it would cost: ranges are ``(low, high)``.
+
+    Attributes
+    ----------
+    n_frames, n_usable : int
+        Planned frames, and those that a run will try.
+    shape : tuple of int
+        ``(ny, nx)`` of the canvas; ``(0, 0)`` if no frame has a known place.
+    corners_deg : tuple of (float, float)
+        Of the canvas, as in `PlannedTile`.
+    scale_arcsec : float
+        A pixel of the canvas.
+    n_channels : int
+        Planes of the mosaic: 1 or 3.
+    tiles : tuple of PlannedTile
+    workers : int
+        Processes that a run would use on this machine now.
+    cpu_s, wall_s : tuple of float
+        Seconds of all processors together, and by the clock.
+    memory_bytes, disk_bytes : tuple of int
+        Of all processes together at the peak; of the products with their tiles.
+    free_bytes : int
+        What can be written below the output folder now.
+    notes : tuple of str
+        What the user should know of these numbers.
+    """
+
+    n_frames: int
+    n_usable: int
+    shape: tuple[int, int] = (0, 0)
+    corners_deg: tuple[tuple[float, float], ...] = ()
+    scale_arcsec: float = 0.0
+    n_channels: int = 1
+    tiles: tuple[PlannedTile, ...] = ()
+    workers: int = 1
+    cpu_s: tuple[float, float] = (0.0, 0.0)
+    wall_s: tuple[float, float] = (0.0, 0.0)
+    memory_bytes: tuple[int, int] = (0, 0)
+    disk_bytes: tuple[int, int] = (0, 0)
+    free_bytes: int = 0
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Message:
     """A sentence for the user; `level` is a name of the logging module."""
 
@@ -122,6 +208,8 @@ Event = (
     | TileStarted
     | TileDone
     | TileFailed
+    | SurveyFrames
+    | SurveyDone
     | Message
     | RunFinished
 )
@@ -242,6 +330,10 @@ def describe(event: Event) -> tuple[str, float | None, str]:
             return f"tile {tile} done, {n_frames} frames", None, "DEBUG"
         case TileFailed(tile, reason):
             return f"tile {tile} failed: {reason}", None, "ERROR"
+        case SurveyFrames(frames):
+            return f"{len(frames)} frames looked at", None, "DEBUG"
+        case SurveyDone(n_frames, n_usable, shape):
+            return f"{n_usable} of {n_frames} frames, canvas of {shape[1]} x {shape[0]} px", 100.0, "INFO"
         case Message(text, level):
             return text, None, level
         case RunFinished(reason, message):

@@ -165,6 +165,16 @@ def centre_icrs(wcs: WCS, shape: tuple[int, int]) -> tuple[float, float]:
     return float(lon[0]), float(lat[0])
 
 
+def sky_outline(wcs: WCS, shape: tuple[int, int]) -> tuple[tuple[float, float], ...]:
+    """Return the outer corners of a frame, (right ascension, declination) ICRS in degrees; empty off the sky."""
+    ny, nx = shape
+    x, y = np.array([0.0, nx, nx, 0.0]) - 0.5, np.array([0.0, 0.0, ny, ny]) - 0.5
+    corners = np.array(wcs.all_pix2world(x, y, 0))
+    if not np.isfinite(corners).all():
+        return ()
+    return tuple(zip(*(axis.tolist() for axis in _to_icrs(wcs, *corners)), strict=True))
+
+
 def _tightest_angle_deg(frames: list[tuple[tuple[int, int], WCS]], centre: SkyCoord, scale: float) -> float:
     """Return the rotation of the smallest rectangle that holds all frames."""
     # A second of imports, spared where nobody asks for it.
@@ -231,15 +241,26 @@ def place(wcs: WCS, shape: tuple[int, int], canvas: Canvas) -> Placement:
     FrameError
         If the frame cannot be projected, or its WCS bends too sharply for the finest lattice.
     """
+    rough = place_roughly(wcs, shape, canvas)
+    for step in _STEPS:
+        if _midpoint_error(lattice(wcs, canvas, rough.bounds, step // 2)) < MAP_TOLERANCE_PX:
+            return replace(rough, step=step)
+    raise FrameError("its WCS is too strongly distorted to be interpolated")
+
+
+def place_roughly(wcs: WCS, shape: tuple[int, int], canvas: Canvas) -> Placement:
+    """Return where a frame lies on the canvas, without its lattice, whose `step` is 0; far cheaper than `place`.
+
+    Raises
+    ------
+    FrameError
+        If the frame cannot be projected.
+    """
     polygon = footprint(wcs, shape, canvas)
     outline = np.array(polygon)
     x0, y0 = (int(v) - 2 for v in np.floor(outline.min(axis=0)))
     x1, y1 = (int(v) + 3 for v in np.ceil(outline.max(axis=0)))
-    bounds = Rect(y0, y1, x0, x1)
-    for step in _STEPS:
-        if _midpoint_error(lattice(wcs, canvas, bounds, step // 2)) < MAP_TOLERANCE_PX:
-            return Placement(bounds, step, _area_ratio(outline, shape), polygon)
-    raise FrameError("its WCS is too strongly distorted to be interpolated")
+    return Placement(Rect(y0, y1, x0, x1), 0, _area_ratio(outline, shape), polygon)
 
 
 def _area_ratio(outline: np.ndarray, shape: tuple[int, int]) -> float:

@@ -63,17 +63,31 @@ _CRASH_HINT = "a library crashed: start it again; if it happens again, report th
 
 @dataclass(frozen=True, slots=True)
 class Pipeline:
-    """Where a pipeline is found: ``run(input, output, settings, listener=, cancel=)`` and its settings' class."""
+    """Where a pipeline is found: ``run(input, output, settings, listener=, cancel=)`` and its settings' class.
+
+    `parallel` says whether it starts workers, which are then prepared while it loads.
+    """
 
     module: str
     run: str
     settings: str
+    parallel: bool = True
 
 
 #: The pipelines of this version. One more is one more entry.
-PIPELINES = {"grid": Pipeline("grid_mode", "run_grid", "GridSettings")}
+PIPELINES = {
+    "grid": Pipeline("grid_mode", "run_grid", "GridSettings"),
+    "survey": Pipeline("zemosaic_survey", "run_survey", "SurveySettings", parallel=False),
+}
 
-_TITLES = {"grid": "Grid mode", "classic": "Classic"}
+_TITLES = {"grid": "Grid mode", "classic": "Classic", "survey": "Survey"}
+
+
+@dataclass(frozen=True, slots=True)
+class _Returned:
+    """What a pipeline returned, on its way to the parent."""
+
+    value: Any
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +133,7 @@ def find_pipeline(name: str) -> Pipeline:
     """Return a pipeline by its name; raise `ConfigError`, with what else can be done, if there is none."""
     if name in PIPELINES:
         return PIPELINES[name]
-    there = ", ".join(map(title_of, PIPELINES))
+    there = ", ".join(title_of(other) for other in PIPELINES if other != "survey")  # which makes no mosaic
     raise ConfigError(
         f"{title_of(name)} is not in this version, which has {there}; frames that have a WCS can be stacked "
         "in Grid mode: `zemosaic grid INPUT OUTPUT`, or grid_mode_enabled=true"
@@ -155,7 +169,7 @@ class RunHandle:
     def __init__(self, request: RunRequest, pipeline: Pipeline, on_event: Listener | None) -> None:
         self._output_folder = Path(request.output_folder)
         self._cancelled = False
-        self._outcome: RunResult | ZeMosaicError | None = None
+        self._outcome: _Returned | ZeMosaicError | None = None
         self._finished: RunFinished | None = None
         self._over = threading.Event()
         self._events: queue.SimpleQueue[Event] = queue.SimpleQueue()
@@ -204,8 +218,8 @@ class RunHandle:
                 return None
         return self._finished
 
-    def result(self) -> RunResult:
-        """Wait for the run and return what it left behind.
+    def result(self) -> Any:
+        """Wait for the run and return what its pipeline returned: a `RunResult`, of a survey a `SurveyDone`.
 
         Raises
         ------
@@ -213,8 +227,8 @@ class RunHandle:
             What ended the run; `RunDied` if its process ended without a result.
         """
         self.wait()
-        if isinstance(self._outcome, RunResult):
-            return self._outcome
+        if isinstance(self._outcome, _Returned):
+            return self._outcome.value
         if self._outcome is not None:
             raise self._outcome
         kind = RunCancelled if self._finished.reason is FinishReason.CANCELLED else RunDied
@@ -258,7 +272,7 @@ class RunHandle:
         """Pass on what the child says; when it is gone, clean up and say how it ended."""
         said = None
         for message in self._messages():
-            if isinstance(message, RunResult | ZeMosaicError):
+            if isinstance(message, _Returned | ZeMosaicError):
                 self._outcome = message
             elif said is not None:
                 logger.error("the run has spoken after its end: %r", message)
@@ -271,7 +285,7 @@ class RunHandle:
         self._events.put(self._finished)
         self._over.set()
 
-    def _messages(self) -> Iterator[Event | RunResult | ZeMosaicError]:
+    def _messages(self) -> Iterator[Event | _Returned | ZeMosaicError]:
         with io.BufferedReader(self._child.stdout) as stream:
             while True:
                 try:
@@ -318,13 +332,14 @@ class RunHandle:
         return RunFinished(FinishReason.ERROR, f"the process of the run {what}{where}; {hint}{words}".rstrip())
 
 
-def _end_of(outcome: RunResult | ZeMosaicError) -> RunFinished:
+def _end_of(outcome: _Returned | ZeMosaicError) -> RunFinished:
     """Return the last event of a run whose outcome is known."""
     if isinstance(outcome, RunCancelled):
         return RunFinished(FinishReason.CANCELLED, str(outcome))
     if isinstance(outcome, ZeMosaicError):
         return RunFinished(FinishReason.ERROR, str(outcome))
-    return RunFinished(FinishReason.COMPLETE if outcome.complete else FinishReason.WITH_FAILURES)
+    complete = outcome.value.complete if isinstance(outcome.value, RunResult) else True
+    return RunFinished(FinishReason.COMPLETE if complete else FinishReason.WITH_FAILURES)
 
 
 def _telling(lines: list[str]) -> list[str]:
@@ -419,19 +434,19 @@ def serve() -> None:
     voice, cancel = _Voice(), CancelToken()
     threading.Thread(target=_stop_when_asked, args=(cancel,), daemon=True).start()
     try:
-        voice.say(_run(request, pipeline, voice, cancel))
+        voice.say(_Returned(_run(request, pipeline, voice, cancel)))
     except ZeMosaicError as error:
         voice.say(error)
     finally:
         voice.say_the_end()
 
 
-def _run(request: RunRequest, pipeline: Pipeline, listener: Listener, cancel: CancelToken) -> RunResult:
+def _run(request: RunRequest, pipeline: Pipeline, listener: Listener, cancel: CancelToken) -> Any:
     family = logging.getLogger("ZeMosaicWorker")
     family.setLevel(request.config["logging_level"])
     family.propagate = False
-    # The server of the workers loads the numerical libraries while this process does.
-    prepare_workers(["zemosaic_worker_start"])
+    if pipeline.parallel:  # the server of the workers loads the numerical libraries while this process does
+        prepare_workers(["zemosaic_worker_start"])
     gc.disable()  # what imports make stays to the end, and looking at it takes time
     module = importlib.import_module(pipeline.module)
     gc.freeze()
@@ -469,7 +484,7 @@ class _Voice:
         with self._lock, contextlib.suppress(BrokenPipeError):
             self._stream.close()
 
-    def say(self, message: Event | RunResult | ZeMosaicError) -> None:
+    def say(self, message: Event | _Returned | ZeMosaicError) -> None:
         """Send a message."""
         data = pickle.dumps(message)
         with self._lock, contextlib.suppress(BrokenPipeError):  # the parent is gone, and the run with it

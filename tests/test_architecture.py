@@ -58,7 +58,7 @@ FLOORS = [
     {"zemosaic_align_stack", "zemosaic_flat_frames", "zemosaic_report_page"},
     {"zemosaic_match", "zemosaic_refine", "zemosaic_runbook", "zemosaic_report", "zemosaic_solving"},
     {"zemosaic_passes", "zemosaic_stack_pool"},
-    {"grid_mode"},
+    {"grid_mode", "zemosaic_survey"},
     {"zemosaic_worker", "zemosaic_worker_start"},
     {"zemosaic_synthetic"},
     {"zemosaic_truth_ideal"},

@@ -1,0 +1,174 @@
+"""The look at the frames before a run: it foretells the run, and touches nothing."""
+
+import os
+
+import pytest
+
+from grid_mode import GridSettings, run_grid
+from surveys import shuffled_copy, survey_in
+from zemosaic_config import resolve
+from zemosaic_events import CancelToken, FinishReason, RunFinished, SurveyDone, SurveyFrames, TilesPlanned
+from zemosaic_survey import SurveySettings, run_survey
+from zemosaic_synthetic import small_spec
+from zemosaic_types import PlanError, RunCancelled
+from zemosaic_worker import RunRequest, start_run
+
+
+@pytest.fixture(scope="module")
+def frames(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("survey") / "frames"
+    survey_in(folder, small_spec(seed=5))
+    return folder
+
+
+@pytest.fixture
+def linked(frames, tmp_path):
+    """A folder of its own with links to the frames."""
+    folder = tmp_path / "frames"
+    folder.mkdir()
+    for path in frames.glob("*.fit"):
+        os.link(path, folder / path.name)
+    return folder
+
+
+def surveyed(folder, output, settings=SurveySettings(), **more):  # noqa: B008 - frozen
+    """Return the last word on each frame by its id, the end, and all events."""
+    events = []
+    done = run_survey(folder, output, settings, listener=events.append, **more)
+    told = {frame.frame_id: frame for event in events if isinstance(event, SurveyFrames) for frame in event.frames}
+    return told, done, events
+
+
+@pytest.mark.parametrize("orientation", ["north_up", "auto"])
+def test_the_canvas_and_the_tiles_are_those_of_the_run(frames, tmp_path, orientation):
+    choices = {"orientation": orientation, "size_factor": 3.0, "overlap_px": 7}
+    events = []
+    settings = GridSettings(workers=1, refine_wcs="off", **choices)
+    run_grid(frames, tmp_path / "out", settings, listener=events.append)
+    planned = next(event for event in events if isinstance(event, TilesPlanned))
+    _, done, _ = surveyed(frames, tmp_path / "out", SurveySettings(**choices))
+    assert (done.shape, done.tiles) == (planned.shape, planned.tiles)
+    assert len(done.tiles) > 1
+
+
+def test_a_survey_tells_of_each_frame_and_ends_once(frames, tmp_path):
+    told, done, events = surveyed(frames, tmp_path / "out")
+    assert list(told) == sorted(path.name for path in frames.glob("*.fit"))
+    assert all(len(frame.corners_deg) == 4 and frame.usable and not frame.reason for frame in told.values())
+    assert {frame.exposure_s for frame in told.values()} == {10.0}
+    assert {frame.shape for frame in told.values()} == {(160, 200)}
+    assert done.n_frames == done.n_usable == len(told) == 6
+    assert events[-2] == done
+    assert [event for event in events if isinstance(event, RunFinished)] == [events[-1]]
+    assert events[-1].reason is FinishReason.COMPLETE
+
+
+def test_a_survey_writes_nothing_anywhere(frames, tmp_path):
+    before = sorted(frames.iterdir())
+    surveyed(frames, tmp_path / "out")
+    assert sorted(frames.iterdir()) == before
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_order_of_the_plan_leaves_no_trace(frames, tmp_path):
+    shuffled = shuffled_copy(frames, tmp_path / "shuffled", seed=4)
+    _, first, _ = surveyed(frames, tmp_path / "out")
+    _, second, _ = surveyed(shuffled, tmp_path / "out")
+    assert (first.shape, first.corners_deg, first.tiles) == (second.shape, second.corners_deg, second.tiles)
+
+
+def test_frames_that_cannot_be_used_are_told_with_their_reasons(linked, tmp_path):
+    (linked / "broken.fit").write_bytes(b"SIMPLE  =")
+    names = sorted(path.name for path in linked.glob("Light*.fit"))
+    told, done, _ = surveyed(linked, tmp_path / "out", SurveySettings(excluded=(names[0],)))
+    assert not told["broken.fit"].usable
+    assert "broken.fit" in told["broken.fit"].reason or told["broken.fit"].reason
+    assert told[names[0]].reason == "left out by the user"
+    assert len(told[names[0]].corners_deg) == 4
+    assert not told[names[0]].usable
+    assert (done.n_frames, done.n_usable) == (7, 5)
+
+
+def test_an_excluded_frame_does_not_widen_the_canvas(frames, tmp_path):
+    _, whole, _ = surveyed(frames, tmp_path / "out")
+    names = sorted(path.name for path in frames.glob("*.fit"))
+    panel = tuple(name for name in names if name.startswith("Light_01"))
+    _, less, _ = surveyed(frames, tmp_path / "out", SurveySettings(excluded=panel))
+    assert less.shape[1] < 0.7 * whole.shape[1]
+
+
+def without_wcs(folder):
+    from astropy.io import fits
+
+    for path in folder.glob("*.fit"):
+        with fits.open(path) as hdus:
+            bare = fits.PrimaryHDU(hdus[0].data.copy())
+        path.unlink()
+        bare.writeto(path)
+
+
+def test_frames_without_a_place_wait_for_the_solver_or_are_out(linked, tmp_path):
+    without_wcs(linked)
+    told, done, _ = surveyed(linked, tmp_path / "out")
+    assert all(
+        frame.usable and not frame.corners_deg and "plate solver" in frame.reason for frame in told.values()
+    )
+    assert (done.n_usable, done.shape, done.tiles) == (6, (0, 0), ())
+    assert "6 frames have no place on the sky yet" in done.notes[0]
+    told, done, _ = surveyed(linked, tmp_path / "out", SurveySettings(solves=False))
+    assert not any(frame.usable for frame in told.values())
+    assert done.n_usable == 0
+
+
+def test_a_folder_without_frames_is_an_error_that_says_so(tmp_path):
+    events = []
+    with pytest.raises(PlanError, match="no FITS file"):
+        run_survey(tmp_path, tmp_path / "out", SurveySettings(), listener=events.append)
+    assert events[-1].reason is FinishReason.ERROR
+
+
+def test_a_cancelled_survey_ends_as_cancelled(frames, tmp_path):
+    cancel, events = CancelToken(), []
+    cancel.cancel()
+    with pytest.raises(RunCancelled):
+        run_survey(frames, tmp_path / "out", SurveySettings(), listener=events.append, cancel=cancel)
+    assert events[-1].reason is FinishReason.CANCELLED
+
+
+def test_more_frames_and_fewer_workers_take_longer(frames, tmp_path):
+    _, one, _ = surveyed(frames, tmp_path / "out", SurveySettings(workers=1))
+    _, four, _ = surveyed(frames, tmp_path / "out", SurveySettings(workers=4))
+    assert one.wall_s > four.wall_s
+    assert one.memory_bytes < four.memory_bytes
+    for low, high in (one.cpu_s, one.wall_s, one.memory_bytes, one.disk_bytes):
+        assert 0 < low < high
+
+
+def test_the_disk_that_a_run_takes_is_in_the_range(frames, tmp_path):
+    _, done, _ = surveyed(frames, tmp_path / "out")
+    run_grid(frames, tmp_path / "out", GridSettings(workers=1))
+    taken = sum(path.stat().st_size for path in (tmp_path / "out").rglob("*") if path.is_file())
+    low, high = done.disk_bytes
+    assert low <= taken <= high
+
+
+def test_the_settings_are_those_of_the_run():
+    values = {"grid_size_factor": 2.5, "grid_overlap_px": 9, "canvas_orientation": "auto", "grid_workers": 3}
+    config = resolve({}, {}, values)
+    survey = SurveySettings.from_config(config, excluded=("a.fit",))
+    run = GridSettings.from_config(config, excluded=("a.fit",))
+    for name in ("orientation", "size_factor", "overlap_px", "chunk_ram_mb", "workers", "save_uint16", "excluded"):
+        assert getattr(survey, name) == getattr(run, name)
+    assert survey.solves
+    assert not SurveySettings.from_config(resolve({}, {}, {"solve_missing_wcs": False})).solves
+
+
+def test_a_survey_in_a_process_of_its_own_returns_its_end(frames, tmp_path):
+    request = RunRequest("survey", frames, tmp_path / "out", resolve({}, {}, {}))
+    with start_run(request) as handle:
+        events = list(handle.events())
+    done = handle.result()
+    assert isinstance(done, SurveyDone)
+    assert events[-2] == done
+    assert handle.wait().reason is FinishReason.COMPLETE
+    assert not (tmp_path / "out").exists()
