@@ -215,8 +215,10 @@ def read_table(path: Path, hdu: int) -> dict[str, np.ndarray]:
         raise FrameError(f"{path} cannot be read: {err}") from err
 
 
-def read_rows(path: Path, y0: int, y1: int) -> np.ndarray:
-    """Read rows ``y0:y1`` of the primary image of a product, (ny, nx) or (c, ny, nx), native byte order.
+def read_rows(path: Path, y0: int, y1: int, *, columns: slice = slice(None), step: int = 1) -> np.ndarray:
+    """Read every `step`-th of the rows ``y0:y1`` of the primary image of a product, or some of their columns.
+
+    Returns an array (ny, nx) or (c, ny, nx), native byte order; no more of the file is read.
 
     Raises
     ------
@@ -225,7 +227,7 @@ def read_rows(path: Path, y0: int, y1: int) -> np.ndarray:
     """
     try:
         with fits.open(path, memmap=True) as hdus:
-            rows = hdus[0].section[..., y0:y1, :]
+            rows = hdus[0].section[..., y0:y1:step, columns]
             return rows.astype(rows.dtype.newbyteorder("="))
     except (OSError, IndexError, ValueError) as err:
         raise FrameError(f"{path} cannot be read: {err}") from err

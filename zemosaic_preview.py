@@ -6,7 +6,9 @@ import numpy as np
 
 MAX_PREVIEW_PX = 3200
 
-_BLACK_SIGMA = 2.8
+#: How far below the sky a picture is black.
+BLACK_SIGMA = 2.8
+
 _WHITE_PERCENT = 99.9
 _WHITE_SIGMA = 20.0
 _SKY_BRIGHTNESS = 0.13
@@ -61,33 +63,57 @@ def stretch(image: np.ndarray) -> np.ndarray:
     -------
     ndarray, shape (ny, nx, 4), uint8
     """
-    covered = np.isfinite(image).any(axis=0)
-    sky, sigma, white = np.transpose([_levels(plane) for plane in image])
-    black = sky - _BLACK_SIGMA * sigma
+    return shaded(image, *usual_levels(image))[::-1]
+
+
+def usual_levels(image: np.ndarray) -> tuple[np.ndarray, float, float]:
+    """Return what `stretch` shows an image with: black, a value a channel, the span to white, and the softening."""
+    sky, sigma, white = np.transpose([levels(plane) for plane in image])
+    black = sky - BLACK_SIGMA * sigma
     span = max(float(np.max(np.maximum(white, sky + _WHITE_SIGMA * sigma) - black)), 1e-12)
-    softening = _softening(float(np.median((sky - black) / span)))
+    return black, span, softening_of(float(np.median((sky - black) / span)))
+
+
+def shaded(image: np.ndarray, black: np.ndarray, span: float | np.ndarray, softening: float) -> np.ndarray:
+    """Return an image as 8-bit RGBA in its own order of rows, transparent where there is no data.
+
+    Parameters
+    ----------
+    image : ndarray, shape (c, ny, nx), float32
+        c is 1 or 3; NaN = no data.
+    black : ndarray, shape (c,)
+    span : float or ndarray, shape (c,)
+        From black to white.
+    softening : float
+        Of the asinh, as a share of the span: the smaller, the more the faint is lifted.
+
+    Returns
+    -------
+    ndarray, shape (ny, nx, 4), uint8
+    """
+    covered = np.isfinite(image).any(axis=0)
     curve = np.arcsinh(np.arange(_CURVE_STEPS + 1) / _CURVE_STEPS / softening) / np.arcsinh(1.0 / softening)
     curve = np.rint(255.0 * curve).astype(np.uint8)
     rgba = np.zeros((*image.shape[1:], 4), dtype=np.uint8)
-    for k, plane in enumerate(image):
-        scaled = (plane - np.float32(black[k])) * np.float32(_CURVE_STEPS / span)
+    for k, (plane, width) in enumerate(zip(image, np.broadcast_to(span, len(image)), strict=True)):
+        scaled = (plane - np.float32(black[k])) * np.float32(_CURVE_STEPS / width)
         shade = curve[np.clip(np.nan_to_num(scaled), 0, _CURVE_STEPS).astype(np.int32)]
         if len(image) == 3:
             rgba[..., k] = shade
         else:
             rgba[..., :3] = shade[..., None]
     rgba[..., 3] = np.where(covered, 255, 0)
-    return rgba[::-1]
+    return rgba
 
 
-def _softening(sky: float) -> float:
+def softening_of(sky: float) -> float:
     """Return the asinh softening, 1e-4 to 1, that shows a sky of this share of the span at `_SKY_BRIGHTNESS`."""
     softening = np.geomspace(1.0, 1e-4, 1001)
     brightness = np.arcsinh(sky / softening) / np.arcsinh(1.0 / softening)  # ascending
     return float(np.exp(np.interp(_SKY_BRIGHTNESS, brightness, np.log(softening))))
 
 
-def _levels(plane: np.ndarray) -> tuple[float, float, float]:
+def levels(plane: np.ndarray) -> tuple[float, float, float]:
     """Return sky, its sigma and the white level of the pixels that have data."""
     values = plane[np.isfinite(plane)].astype(np.float64)
     values = values[:: max(1, values.size // _MAX_SAMPLES)]

@@ -191,7 +191,6 @@ class _Survey:
         """
         progress = self._progress("headers")
         records: list[FrameRecord] = []
-        how = {"keep_unplaced": self.settings.solves, "cancel": self.cancel}
         for start in range(0, len(rows), _BATCH):
             batch = rows[start : start + _BATCH]
             found, unusable = load_frames(
@@ -328,8 +327,8 @@ def estimate_seconds(
 ) -> tuple[tuple[float, float], tuple[float, float]]:
     """Return the ranges of processor time and wall time of a run, in seconds.
 
-    The model is linear: a frame costs what its header costs, a share of the serial phases (refine, flat, match) and
-    a price a pixel (measure, stack) that its kind decides; a plane of the canvas costs a price a pixel (assemble).
+    The model is linear: a frame costs what its header costs, a share of the serial phases (refine, flat, match)
+    and a price a pixel (measure, stack) that its kind decides; a plane of the canvas a price a pixel (assemble).
     Workers share what is counted by pixels of frames. The prices were measured once, roughly, on the surveys of 60
     frames of 1920 x 1080 px in nine panels of the benchmarks (`swarp_spec`, mono and colour) with one worker on a
     core of a server: mono 14.5 s, colour 33 s of wall time. The range says how far machines lie apart, no more.
