@@ -15,8 +15,9 @@ logger = logging.getLogger("ZeMosaicWorker.gui")
 class Background(QObject):
     """A thread that does one thing after another for a widget.
 
-    Of several requests of one name only the latest counts: those that wait are forgotten, and the result of one that
-    is being worked on is thrown away. `on_result` and `on_error` are called on the thread that this object lives in.
+    Of several requests of one name only the latest counts: those that wait are forgotten, and the result of one
+    that is being worked on is thrown away. `on_result` and `on_error` are called on the thread that this object
+    lives in.
 
     Parameters
     ----------

@@ -56,8 +56,8 @@ _Index = QModelIndex | QPersistentModelIndex
 class Line:
     """A frame as the table shows it; numbers are NaN where they are not known.
 
-    `searched` is what the search looks through. `state` is ``"in"``, ``"suggested"`` (in, and the mosaic would be better without it), ``"waits"`` (for a plate
-    solver) or ``"out"`` (it cannot be used, or was not).
+    `searched` is what the search looks through. `state` is ``"in"``, ``"suggested"`` (in, and the mosaic would be
+    better without it), ``"waits"`` (for a plate solver) or ``"out"`` (it cannot be used, or was not).
     """
 
     frame_id: str

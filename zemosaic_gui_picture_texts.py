@@ -72,7 +72,7 @@ ENGLISH = {
     "frames.help.instrument": "Instrument, from the header",
     "frames.help.state": "Whether the frame is in the mosaic",
     "frames.help.reason": "Why it is not in the mosaic, or what is unusual about it",
-    "frames.help.harm": "What a faint star's signal to noise would gain, where the frame lies, if it were left out",
+    "frames.help.harm": "What a faint star's signal to noise would gain where the frame lies without it",
     "frames.help.fwhm": "Width of the stars at half maximum, in the frame's pixels",
     "frames.help.elongation": "Long axis of the stars over the short one",
     "frames.help.transparency": "Light that reached the camera, relative to the clearest frame",

@@ -1,8 +1,8 @@
-"""Pictures of a mosaic that is larger than memory: its outline, parts of it at any scale, and how they are stretched.
+"""Pictures of a mosaic that is larger than memory: its outline, parts of it at any scale, how they are stretched.
 
-Nothing here knows Qt. A part is read in bands of rows and shrunk at once, so that no more than a band and the picture
-are ever in memory. Far out only some rows of each block are read: a mosaic of 40,000 x 40,000 pixels need not be
-read whole to be shown whole.
+Nothing here knows Qt. A part is read in bands of rows and shrunk at once, so that no more than a band and the
+picture are ever in memory. Far out only some rows of each block are read: a mosaic of 40,000 x 40,000 pixels need
+not be read whole to be shown whole.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from zemosaic_types import FrameError, Rect
 logger = logging.getLogger("ZeMosaicWorker.pyramid")
 
 _BAND_SAMPLES = 4_000_000  # read at a time
-_ROWS_A_BLOCK = 2  # read of each block of a larger step than that
-_WHOLE_STEP = 4  # up to here blocks are read whole
+_TWO_ROWS_STEP = 32  # up to here two rows of a block are read, beyond it one
+_WHOLE_STEP = 8  # up to here blocks are read whole
 _LEVEL_SAMPLES_PX = 1024
 
 
@@ -68,6 +68,8 @@ def describe_image(path: Path) -> ImageInfo:
     FrameError
         If the file cannot be read, or its primary image is not one of one or three planes.
     """
+    if not path.is_file():
+        raise FrameError(f"there is no file {path}")
     header = read_product_header(path)
     naxis = header.get("NAXIS", 0)
     planes = header.get("NAXIS3", 1) if naxis == 3 else 1
@@ -122,16 +124,13 @@ def read_part(info: ImageInfo, rect: Rect, step: int, cancel: CancelToken) -> Pa
     whole = Rect(rect.y0 // step * step, rect.y1, rect.x0 // step * step, rect.x1).intersect(info.rect)
     if whole.empty:
         return Part(np.empty((info.shape[0], 0, 0), dtype=np.float32), whole, step)
-    skip = 1 if step <= _WHOLE_STEP else step // _ROWS_A_BLOCK
-    samples_a_block = info.shape[0] * whole.shape[1] * -(-step // skip)
-    height = step * max(1, _BAND_SAMPLES // samples_a_block)
+    skip = 1 if step <= _WHOLE_STEP else step // 2 if step <= _TWO_ROWS_STEP and step % 2 == 0 else step
+    height = step * max(1, _BAND_SAMPLES // (info.shape[0] * whole.shape[1] * (step // skip)))
     bands = []
     for y in range(whole.y0, whole.y1, height):
         cancel.check()
-        columns = slice(whole.x0, whole.x1)
-        rows = read_rows(info.path, y, min(y + height, whole.y1), columns=columns, step=skip)
-        rows = rows.reshape(info.shape[0], -1, whole.shape[1])
-        bands.append(_shrunk(rows, -(-step // skip), step))
+        rows = read_rows(info.path, y, min(y + height, whole.y1), columns=slice(whole.x0, whole.x1), step=skip)
+        bands.append(_shrunk(rows.reshape(info.shape[0], -1, whole.shape[1]), step // skip, step))
     return Part(np.concatenate(bands, axis=1), whole, step)
 
 
@@ -151,9 +150,10 @@ def _shrunk(rows: np.ndarray, down: int, across: int) -> np.ndarray:
 
 
 def step_for(rect: Rect, size: tuple[int, int]) -> int:
-    """Return how many pixels a side one pixel of a picture of so many, (h, w), may stand for: a power of two."""
+    """Return how many pixels a side one pixel of a picture of so many, (h, w), should stand for."""
     ratio = max(rect.shape[0] / max(size[0], 1), rect.shape[1] / max(size[1], 1), 1.0)
-    return 1 << int(np.floor(np.log2(ratio)))
+    # Even beyond the steps whose blocks are read whole: of an even block every second half is enough.
+    return round(ratio) if ratio < _WHOLE_STEP + 1 else 2 * round(ratio / 2)
 
 
 # ---- stretch ---------------------------------------------------------------------------------------------

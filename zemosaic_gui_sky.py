@@ -61,7 +61,7 @@ def unit_vectors(sky_deg: np.ndarray) -> np.ndarray:
 
 
 def middle_of(corners_deg: np.ndarray) -> tuple[float, float]:
-    """Return where most footprints are, (n, 4, 2): the median direction, which a frame that is lost does not move."""
+    """Return where most footprints, (n, 4, 2), are: the median direction, which a lost frame does not move."""
     vectors = unit_vectors(np.asarray(corners_deg).reshape(-1, 2))
     x, y, z = np.median(vectors, axis=0)
     return float(np.rad2deg(np.arctan2(y, x)) % 360.0), float(np.rad2deg(np.arctan2(z, np.hypot(x, y))))

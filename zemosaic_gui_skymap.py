@@ -1,7 +1,7 @@
 """The sky map: where the frames lie, how deep they cover the sky, and what becomes of the mosaic's tiles.
 
-However many frames there are, the map draws a fixed number of items: their depth is one picture, made in a thread for
-what is in view, and their outlines, drawn where few are in view, are one path.
+However many frames there are, the map draws a fixed number of items: their depth is one picture, made in a thread
+for what is in view, and their outlines, drawn where few are in view, are one path.
 """
 
 from __future__ import annotations
@@ -53,8 +53,8 @@ _CANVAS_COLOUR, _HIGHLIGHT_COLOUR, _OUT_COLOUR = "#cc79a7", "#f0e442", "#d55e00"
 class SkyMap(QWidget):
     """A map of frames and tiles, north up, east left.
 
-    The wheel zooms, dragging moves, a click names the frame under it (`frame_clicked` with its id; another click at
-    the same place the next frame there). With the keyboard: arrows, plus, minus, Home for all.
+    The wheel zooms, dragging moves, a click names the frame under it (`frame_clicked` with its id; another click
+    at the same place the next frame there). With the keyboard: arrows, plus, minus, Home for all.
     """
 
     frame_clicked = Signal(str)

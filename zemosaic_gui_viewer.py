@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pyqtgraph as pg
 from PySide6.QtCore import QEvent, QPointF, QRectF, Qt, QTimer, Signal
-from PySide6.QtGui import QKeyEvent, QPalette
+from PySide6.QtGui import QKeyEvent, QPainter, QPalette
 from PySide6.QtWidgets import (
     QCheckBox,
     QComboBox,
@@ -197,14 +197,11 @@ class MosaicViewer(QWidget):
         self._plot.setFocusPolicy(Qt.FocusPolicy.StrongFocus)
         self._view = pg.ViewBox(lockAspect=True, enableMenu=False)
         self._plot.setCentralItem(self._view)
-        self._whole_item, self._view_item = (
-            pg.ImageItem(axisOrder="row-major"),
-            pg.ImageItem(axisOrder="row-major"),
-        )
-        self._coverage_item = pg.ImageItem(axisOrder="row-major")
+        items = [pg.ImageItem(axisOrder="row-major") for _ in range(3)]
+        self._whole_item, self._view_item, self._coverage_item = items
         self._coverage_item.setColorMap(pg.colormap.get(_COLOUR_MAP))
         self._coverage_item.setOpacity(_COVERAGE_OPACITY)
-        for level, item in enumerate((self._whole_item, self._view_item, self._coverage_item)):
+        for level, item in enumerate(items):
             item.setZValue(level)
             self._view.addItem(item, ignoreBounds=True)
         self._view.sigRangeChanged.connect(self._on_view)
@@ -312,6 +309,8 @@ class MosaicViewer(QWidget):
 
     def _on_view(self) -> None:
         self._zoom_label.setText(f"{100.0 * self.zoom():.3g} %" if self._layer is not None else "")
+        # Close up a pixel is a square; far out its neighbours soften it.
+        self._plot.setRenderHint(QPainter.RenderHint.SmoothPixmapTransform, self.zoom() < 1.5)
         if self._layer is not None:
             self._settle.start()
 
@@ -344,6 +343,8 @@ class MosaicViewer(QWidget):
 
     def _show_view(self, parts: tuple[Part, Part | None]) -> None:
         self._layer = replace(self._layer, view=parts[0])
+        if parts[0].rect == self._layer.info.rect:  # a finer picture of the whole than there was
+            self._layer = replace(self._layer, whole=parts[0], view=None)
         if self._coverage is not None and parts[1] is not None:
             self._coverage = replace(self._coverage, view=parts[1])
             self._draw_coverage()

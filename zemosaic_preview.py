@@ -67,7 +67,7 @@ def stretch(image: np.ndarray) -> np.ndarray:
 
 
 def usual_levels(image: np.ndarray) -> tuple[np.ndarray, float, float]:
-    """Return what `stretch` shows an image with: black, a value a channel, the span to white, and the softening."""
+    """Return what `stretch` shows an image with: black, a value a channel, the span to white, the softening."""
     sky, sigma, white = np.transpose([levels(plane) for plane in image])
     black = sky - BLACK_SIGMA * sigma
     span = max(float(np.max(np.maximum(white, sky + _WHITE_SIGMA * sigma) - black)), 1e-12)
