@@ -244,8 +244,12 @@ class FramesModel(QAbstractTableModel):
             self.excluded_changed.emit(wanted)
 
     def sort(self, column: int, order: Qt.SortOrder = Qt.SortOrder.AscendingOrder) -> None:
-        """Sort by a column; what is not known stands last in either order, equals stay as they are."""
+        """Sort by a column; what is not known stands last in either order, equals stay as they are.
+
+        A column that is none (-1) ends the sorting: lines stay where they are.
+        """
         if not 0 <= column < len(self.columns):
+            self._order = None
             return
         self._order = column, order
         down = order == Qt.SortOrder.DescendingOrder

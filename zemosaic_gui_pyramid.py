@@ -22,8 +22,8 @@ from zemosaic_types import FrameError, Rect
 logger = logging.getLogger("ZeMosaicWorker.pyramid")
 
 _BAND_SAMPLES = 4_000_000  # read at a time
-_TWO_ROWS_STEP = 32  # up to here two rows of a block are read, beyond it one
-_WHOLE_STEP = 8  # up to here blocks are read whole
+_ROWS_A_BLOCK = ((16, 4), (32, 2))  # read of each block up to a step, if they divide it; beyond, one
+_WHOLE_STEP = 4  # up to here blocks are read whole
 _LEVEL_SAMPLES_PX = 1024
 
 
@@ -124,7 +124,7 @@ def read_part(info: ImageInfo, rect: Rect, step: int, cancel: CancelToken) -> Pa
     whole = Rect(rect.y0 // step * step, rect.y1, rect.x0 // step * step, rect.x1).intersect(info.rect)
     if whole.empty:
         return Part(np.empty((info.shape[0], 0, 0), dtype=np.float32), whole, step)
-    skip = 1 if step <= _WHOLE_STEP else step // 2 if step <= _TWO_ROWS_STEP and step % 2 == 0 else step
+    skip = _rows_skipped(step)
     height = step * max(1, _BAND_SAMPLES // (info.shape[0] * whole.shape[1] * (step // skip)))
     bands = []
     for y in range(whole.y0, whole.y1, height):
@@ -132,6 +132,14 @@ def read_part(info: ImageInfo, rect: Rect, step: int, cancel: CancelToken) -> Pa
         rows = read_rows(info.path, y, min(y + height, whole.y1), columns=slice(whole.x0, whole.x1), step=skip)
         bands.append(_shrunk(rows.reshape(info.shape[0], -1, whole.shape[1]), step // skip, step))
     return Part(np.concatenate(bands, axis=1), whole, step)
+
+
+def _rows_skipped(step: int) -> int:
+    """Return of how many rows one is read: a divisor of the step."""
+    if step <= _WHOLE_STEP:
+        return 1
+    most = next((rows for limit, rows in _ROWS_A_BLOCK if step <= limit), 1)
+    return step // next(rows for rows in range(most, 0, -1) if step % rows == 0)
 
 
 def _shrunk(rows: np.ndarray, down: int, across: int) -> np.ndarray:

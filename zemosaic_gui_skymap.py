@@ -424,7 +424,7 @@ class SkyMap(QWidget):
         zooms = {Qt.Key.Key_Plus: 1 / _ZOOM, Qt.Key.Key_Equal: 1 / _ZOOM, Qt.Key.Key_Minus: _ZOOM}
         if event.key() in moves:
             self._stop_following()
-            self._view.translateBy(*moves[event.key()])
+            self._view.translateBy(moves[event.key()])
         elif event.key() in zooms:
             self._stop_following()
             self._view.scaleBy((zooms[event.key()],) * 2)

@@ -444,7 +444,7 @@ class MosaicViewer(QWidget):
         }
         zooms = {Qt.Key.Key_Plus: 1 / _ZOOM, Qt.Key.Key_Equal: 1 / _ZOOM, Qt.Key.Key_Minus: _ZOOM}
         if event.key() in moves:
-            self._view.translateBy(*moves[event.key()])
+            self._view.translateBy(moves[event.key()])
         elif event.key() in zooms:
             self._view.scaleBy((zooms[event.key()],) * 2)
         elif event.key() == Qt.Key.Key_Home:
