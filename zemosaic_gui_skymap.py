@@ -24,6 +24,7 @@ from zemosaic_gui_sky import SkyGrid, TangentPlane, covering, dec_text, depth_im
 MAX_OUTLINES = 400  # in view; beyond, depth alone tells more
 
 _SETTLE_MS = 60  # after the last movement of the view, before the depth is drawn anew
+_BATCH_MS = 100  # after frames have come
 _MAX_RASTER = 700
 _MARGIN = 0.04
 _ZOOM = 1.25
@@ -93,18 +94,19 @@ class SkyMap(QWidget):
     def add_frames(self, frames: Iterable[SurveyFrame]) -> None:
         """Show these frames too; one that is known by its id is replaced."""
         self._frames |= {frame.frame_id: frame for frame in frames}
-        self._stale.start()
+        if not self._stale.isActive():  # frames that come in batches must not keep it waiting
+            self._stale.start(_BATCH_MS)
 
     def set_canvas(self, corners_deg: tuple[tuple[float, float], ...]) -> None:
         """Show the outline of the mosaic, four (right ascension, declination); none if it is empty."""
         self._canvas_deg = tuple(corners_deg)
-        self._stale.start()
+        self._stale.start(0)
 
     def set_tiles(self, tiles: Iterable[PlannedTile]) -> None:
         """Show these tiles, all waiting."""
         self._tiles = {tile.tile: tile for tile in tiles}
         self._states = dict.fromkeys(self._tiles, TileState.WAITING)
-        self._stale.start()
+        self._stale.start(0)
 
     def set_tile_state(self, tile: int, state: TileState) -> None:
         """Colour a tile; a number that is none of the tiles' is ignored."""
@@ -119,7 +121,7 @@ class SkyMap(QWidget):
     def set_excluded(self, ids: Iterable[str]) -> None:
         """Show these frames as left out by the user; they do not count for the depth."""
         self._excluded = frozenset(ids)
-        self._stale.start()
+        self._stale.start(0)
 
     def highlight(self, frame_id: str | None) -> None:
         """Mark a frame, and bring it into view; None, or a frame without a place, marks nothing."""
@@ -136,7 +138,7 @@ class SkyMap(QWidget):
         self._frames, self._excluded, self._highlighted = {}, frozenset(), None
         self._tiles, self._states, self._canvas_deg = {}, {}, ()
         self._follows = True
-        self._stale.start()
+        self._stale.start(0)
 
     def shutdown(self) -> None:
         """End the thread and the timers; the map is of no use afterwards."""
