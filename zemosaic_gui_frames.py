@@ -503,11 +503,11 @@ class FramesTable(QWidget):
             self._state.addItem("", state)
         self._counts = QLabel()
         self._leave_out, self._take_in = QPushButton(), QPushButton()
-        self._leave_out.clicked.connect(lambda: self._wish(out=True))
-        self._take_in.clicked.connect(lambda: self._wish(out=False))
+        self._leave_out.clicked.connect(self._leave_out_selected)
+        self._take_in.clicked.connect(self._take_in_selected)
         self._search_timer = self._timer(_SEARCH_MS, self._look)
         self._resort = self._timer(_RESORT_MS, self.model.sort_again)
-        self._search.textChanged.connect(lambda _: self._search_timer.start())
+        self._search.textChanged.connect(self._on_search)
         self._state.currentIndexChanged.connect(self._look)
         self._view = self._table()
         bar = QHBoxLayout()
@@ -571,6 +571,17 @@ class FramesTable(QWidget):
         self.model.colours = {"out": faint, "excluded": faint, "suggested": warm, "waits": warm}
 
     # ---- what the user does ------------------------------------------------------------------------------
+
+    # Slots are methods: a lambda would hold the table, which then never goes.
+
+    def _on_search(self) -> None:
+        self._search_timer.start()
+
+    def _leave_out_selected(self) -> None:
+        self._wish(out=True)
+
+    def _take_in_selected(self) -> None:
+        self._wish(out=False)
 
     def _look(self) -> None:
         self._search_timer.stop()

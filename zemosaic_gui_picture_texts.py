@@ -85,7 +85,7 @@ ENGLISH = {
 
 FRENCH = {
     "map.name": "Carte du ciel",
-    "map.help": "Emprises des images, nord en haut, est à gauche. Flèches : déplacer ; plus, moins : zoom ; Origine : tout.",
+    "map.help": "Emprises des images, nord en haut. Flèches : déplacer ; plus, moins : zoom ; Origine : tout.",
     "map.axis.ra": "Ascension droite (ICRS)",
     "map.axis.dec": "Déclinaison",
     "map.depth": "Images",
@@ -155,7 +155,7 @@ FRENCH = {
     "frames.help.instrument": "Instrument, de l'en-tête",
     "frames.help.state": "Si l'image est dans la mosaïque",
     "frames.help.reason": "Pourquoi elle n'est pas dans la mosaïque, ou ce qu'elle a d'inhabituel",
-    "frames.help.harm": "Ce que gagnerait sans elle, là où elle est, le rapport signal sur bruit d'une étoile faible",
+    "frames.help.harm": "Gain du signal sur bruit d’une étoile faible, à sa place, sans cette image",
     "frames.help.fwhm": "Largeur des étoiles à mi-hauteur, en pixels de l'image",
     "frames.help.elongation": "Grand axe des étoiles sur le petit",
     "frames.help.transparency": "Lumière arrivée à la caméra, relative à l'image habituelle",

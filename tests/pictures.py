@@ -2,6 +2,7 @@
 
 import gc
 import threading
+import weakref
 from contextlib import contextmanager
 
 import numpy as np
@@ -78,3 +79,16 @@ def nothing_left(widget):
         assert running == []
         widget.close()
         gc.collect()
+
+
+def assert_it_goes(qtbot, kind):
+    """Nothing must hold a widget of a kind that was shown, shut down and closed."""
+    widget = kind()
+    widget.show()
+    settle(qtbot, widget)
+    widget.shutdown()
+    widget.close()
+    held = weakref.ref(widget)
+    del widget
+    gc.collect()
+    assert held() is None

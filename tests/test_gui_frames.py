@@ -11,7 +11,7 @@ pytest.importorskip("PySide6")
 from PySide6.QtCore import QItemSelectionModel, Qt
 
 from grid_mode import GridSettings
-from pictures import BAD_REASON, canvas_of, frames_on, nothing_left, settle
+from pictures import BAD_REASON, assert_it_goes, canvas_of, frames_on, nothing_left, settle
 from surveys import Run, survey_in
 from zemosaic_events import SurveyFrame
 from zemosaic_gui_frames import FramesTable, lines_of_ledger
@@ -220,3 +220,7 @@ def test_frames_told_while_a_ledger_is_read_are_what_is_shown(qtbot, table, run)
     time.sleep(0.2)
     qtbot.wait(50)
     assert len(texts(table, "frame")) == 40
+
+
+def test_nothing_is_left_of_what_is_closed(qtbot):
+    assert_it_goes(qtbot, FramesTable)

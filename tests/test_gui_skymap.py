@@ -11,7 +11,7 @@ from dataclasses import replace
 from PySide6.QtCore import QPointF, Qt
 from PySide6.QtGui import QColor, QPalette
 
-from pictures import BAD_REASON, canvas_of, frames_on, nothing_left, settle, tiles_on
+from pictures import BAD_REASON, assert_it_goes, canvas_of, frames_on, nothing_left, settle, tiles_on
 from zemosaic_events import SurveyFrame
 from zemosaic_gui_skymap import MAX_OUTLINES, SkyMap, TileState
 
@@ -216,3 +216,7 @@ def test_the_map_follows_the_theme(qtbot, sky_map):
     shown(qtbot, sky_map, frames_on(CANVAS, 3))
     assert sky_map._plot.backgroundBrush().color().name() == "#101214"
     assert sky_map._plot.getAxis("left").textPen().color().name() == "#eeeeee"
+
+
+def test_nothing_is_left_of_what_is_closed(qtbot):
+    assert_it_goes(qtbot, SkyMap)

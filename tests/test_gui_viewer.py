@@ -9,7 +9,7 @@ pytest.importorskip("pyqtgraph")
 from PySide6.QtCore import QPointF, Qt
 
 from grid_mode import GridSettings
-from pictures import nothing_left, settle
+from pictures import assert_it_goes, nothing_left, settle
 from surveys import Run, survey_in
 from test_gui_pyramid import large_image
 from zemosaic_fits_products import read_product_wcs
@@ -169,3 +169,7 @@ def test_the_last_of_several_mosaics_is_shown(qtbot, viewer, run, tmp_path):
 def test_a_viewer_can_be_closed_while_it_reads(qtbot, viewer, tmp_path):
     viewer.open(large_image(tmp_path / "large.fits"))
     assert viewer.busy
+
+
+def test_nothing_is_left_of_what_is_closed(qtbot):
+    assert_it_goes(qtbot, MosaicViewer)
