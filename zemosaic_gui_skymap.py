@@ -48,7 +48,7 @@ _TILE_COLOURS = {
     TileState.DONE: ("#56b4e9", Qt.BrushStyle.SolidPattern),
     TileState.FAILED: ("#d55e00", Qt.BrushStyle.BDiagPattern),
 }
-_CANVAS_COLOUR, _HIGHLIGHT_COLOUR, _OUT_COLOUR = "#cc79a7", "#f0e442", "#d55e00"
+_CANVAS_COLOUR, _OUT_COLOUR = "#cc79a7", "#d55e00"
 
 
 class SkyMap(QWidget):
@@ -76,6 +76,7 @@ class SkyMap(QWidget):
         self._clicked: tuple[tuple[str, ...], int] = ((), 0)
         self._plane = TangentPlane(0.0, 0.0)
         self._follows = True  # until the user moves the view
+        self._deepest = 0
         self._background = Background(self)
         self._settle = _timer(self, _SETTLE_MS, self._draw_depth)
         self._stale = _timer(self, 0, self._place_all)
@@ -223,6 +224,7 @@ class SkyMap(QWidget):
         self._plot.setBackground(base)
         for side in ("bottom", "left"):
             axis = self._plot.getAxis(side)
+            axis.enableAutoSIPrefix(False)
             axis.setPen(text)
             axis.setTextPen(text)
         faint = QColor(text)
@@ -233,7 +235,7 @@ class SkyMap(QWidget):
         self._outlines.setPen(_pen(soft, 1.0))
         self._out_outlines.setPen(_pen(QColor(_OUT_COLOUR), 1.2, Qt.PenStyle.DashLine))
         self._canvas_item.setPen(_pen(QColor(_CANVAS_COLOUR), 2.0, Qt.PenStyle.DashLine))
-        self._highlight_item.setPen(_pen(QColor(_HIGHLIGHT_COLOUR), 3.0))
+        self._highlight_item.setPen(_pen(text, 3.0))
         for state, item in self._tile_items.items():
             name, pattern = _TILE_COLOURS[state]
             fill = QColor(name)
@@ -251,6 +253,7 @@ class SkyMap(QWidget):
         self._in = np.array(
             [frame.usable and frame.frame_id not in self._excluded for frame in placed], dtype=bool
         )
+        self._deepest = 0
         self._plane = TangentPlane(*self._middle())
         self._quads = self._plane.project(self._corners)
         tiles = np.array([tile.corners_deg for tile in self._tiles.values()]).reshape(-1, 4, 2)
@@ -316,7 +319,8 @@ class SkyMap(QWidget):
         shape = max(8, round(size.height() / shrink)), max(8, round(size.width() / shrink))
 
         def show(depth: np.ndarray) -> None:
-            deepest = int(depth.max())
+            # Colours keep their meaning while the view moves.
+            deepest = self._deepest = max(self._deepest, int(depth.max()))
             self._depth.setImage(np.where(depth > 0, depth, np.nan), levels=(-0.18 * deepest, max(deepest, 1)))
             self._depth.setRect(QRectF(x0, y0, x1 - x0, y1 - y0))
             self._ramp.set_range(min(1, deepest), deepest)

@@ -63,6 +63,17 @@ def test_the_depth_is_the_number_of_frames_that_are_in(qtbot, sky_map):
     assert sky_map._ramp.range_shown() == ("1", "3")
 
 
+def test_the_colours_of_the_depth_keep_their_meaning_while_the_view_moves(qtbot, sky_map):
+    frames = frames_on(CANVAS, 80)
+    shown(qtbot, sky_map, frames)
+    legend, levels = sky_map._ramp.range_shown(), list(sky_map._depth.levels)
+    x, y = place_of(sky_map, frames[0])
+    sky_map._view.setRange(xRange=(x, x + 0.01), yRange=(y, y + 0.01))
+    settle(qtbot, sky_map)
+    assert deepest(sky_map) < int(legend[1])
+    assert (sky_map._ramp.range_shown(), list(sky_map._depth.levels)) == (legend, levels)
+
+
 def test_outlines_are_drawn_where_few_frames_are_in_view(qtbot, sky_map):
     shown(qtbot, sky_map, frames_on(CANVAS, MAX_OUTLINES // 2))
     assert sky_map._outlines.path().elementCount() > 4 * MAX_OUTLINES // 3
