@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 from astropy.wcs import WCS
 
 from parallel_utils import WORKER_BASE_BYTES, machine, plan_workers
-from zemosaic_astrometry import SolveOptions
+from zemosaic_astrometry import SolveOptions, choose_solver
 from zemosaic_config import Config
 from zemosaic_events import (
     CancelToken,
@@ -39,9 +39,11 @@ from zemosaic_passes import unwanted_frames
 from zemosaic_plan import frame_id, load_frames, plan_from_folder, read_plan
 from zemosaic_plan_table import PLAN_NAME
 from zemosaic_preview import shrink_factor
+from zemosaic_programs import HOW_TO_INSTALL
 from zemosaic_reproject import Canvas, Placement, optimal_canvas, place_roughly, sky_outline
+from zemosaic_solving import CACHE_NAME, WcsCache, solve_frames
 from zemosaic_tiling import cell_length_px, cut_cells, frames_of_cells
-from zemosaic_types import FrameError, FrameRecord, LeftOut, PlanError, PlanRow, RunCancelled
+from zemosaic_types import FrameError, FrameRecord, LeftOut, PlanError, PlanRow, RunCancelled, SolverMissing
 
 logger = logging.getLogger("ZeMosaicWorker.survey")
 
@@ -61,7 +63,7 @@ class SurveySettings:
     chunk_ram_mb: int = 512
     workers: int | None = 0
     save_uint16: bool = False
-    solves: bool = True
+    solve: SolveOptions | None = field(default_factory=SolveOptions)
     drop_suggested: bool = False
     excluded: tuple[str, ...] = ()
 
@@ -82,7 +84,7 @@ class SurveySettings:
             chunk_ram_mb=config["grid_chunk_ram_mb"],
             workers=config["grid_workers"],
             save_uint16=config["save_final_as_uint16"],
-            solves=SolveOptions.from_config(config) is not None,
+            solve=SolveOptions.from_config(config),
             drop_suggested=drop_suggested,
             excluded=tuple(excluded),
         )
@@ -158,7 +160,7 @@ class _Survey:
         rows, left_out = self._plan()
         self.emit(RunStarted(len(rows), str(self.output)))
         self._tell(self._unread(item) for item in left_out if not item.harmless)
-        records = self._load(rows, drop)
+        records = self._remembered(self._load(rows, drop))
         placed = [record for record in records if not record.unplaced]
         n_unplaced = len(records) - len(placed)
         if placed:
@@ -168,7 +170,7 @@ class _Survey:
             placed = kept
         n_frames = len(rows) + sum(item.missed for item in left_out)
         if not placed:
-            notes = _notes(settings, n_unplaced, self.folder)
+            notes = self._notes(n_unplaced)
             return SurveyDone(n_frames, n_unplaced, free_bytes=free_bytes(self.output), notes=notes)
         return self._lay_out(placed, n_frames, n_unplaced)
 
@@ -194,7 +196,7 @@ class _Survey:
         for start in range(0, len(rows), _BATCH):
             batch = rows[start : start + _BATCH]
             found, unusable = load_frames(
-                batch, self.folder, keep_unplaced=self.settings.solves, cancel=self.cancel
+                batch, self.folder, keep_unplaced=self.settings.solve is not None, cancel=self.cancel
             )
             wanted = [record for record in found if record.frame_id not in drop]
             self._tell(_told(record) for record in wanted)
@@ -203,6 +205,27 @@ class _Survey:
             records += wanted
             progress(min(start + _BATCH, len(rows)), len(rows))
         return sorted(records, key=lambda record: record.frame_id)
+
+    def _remembered(self, records: list[FrameRecord]) -> list[FrameRecord]:
+        """Give frames without a place the one that an earlier run into the output folder has found."""
+        cache = WcsCache(self.output / CACHE_NAME)
+        unplaced = [record for record in records if record.unplaced]
+        if not unplaced or not cache.folder.is_dir():
+            return records
+        how = {"on_progress": self._progress("solve"), "cancel": self.cancel}
+        placed = [record for record in records if not record.unplaced]
+        verdicts = solve_frames(unplaced, None, self.settings.solve, cache, placed=placed, **how)
+        known = {verdict.record.path: verdict.record for verdict in verdicts if not verdict.reason}
+        self._tell(_told(record) for record in known.values())
+        return [known.get(record.path, record) for record in records]
+
+    def _notes(self, n_unplaced: int) -> tuple[str, ...]:
+        notes = []
+        if n_unplaced:
+            notes.append(_unsolved(n_unplaced, self.settings.solve))
+        if not (self.folder / PLAN_NAME).is_file():
+            notes.append(f"there is no {PLAN_NAME} in the folder; the run makes one beside its products")
+        return tuple(notes)
 
     def _unread(self, item: LeftOut) -> SurveyFrame:
         name = frame_id(Path(item.path), self.folder) if Path(item.path).is_absolute() else item.path
@@ -239,7 +262,7 @@ class _Survey:
             memory_bytes=estimate_memory(len(records), workers, settings.chunk_ram_mb),
             disk_bytes=estimate_disk(canvas.shape, n_channels, save_uint16=settings.save_uint16),
             free_bytes=free_bytes(self.output),
-            notes=_notes(settings, n_unplaced, self.folder),
+            notes=self._notes(n_unplaced),
         )
 
 
@@ -267,6 +290,22 @@ def _told(record: FrameRecord, *, reason: str = "", usable: bool = True) -> Surv
     )
 
 
+def _unsolved(n_unplaced: int, options: SolveOptions) -> str:
+    """Return what becomes of frames without a place."""
+    try:
+        solver = choose_solver(options)
+    except SolverMissing as missing:
+        why = f" ({missing})" if str(missing) else ""
+        return (
+            f"{n_unplaced} frames have no place on the sky and no plate solver is there{why}; the run leaves them "
+            f"out. {HOW_TO_INSTALL}"
+        )
+    return (
+        f"{n_unplaced} frames have no place on the sky yet; {solver.name} solves them when the run starts, which "
+        "takes time that is not counted here and may make the canvas larger"
+    )
+
+
 def _placed_frames(records: list[FrameRecord], canvas: Canvas) -> list[_Placed]:
     frames = []
     for record in records:
@@ -289,18 +328,6 @@ def _tiles(frames: list[_Placed], canvas: Canvas, settings: SurveySettings) -> t
         for number, (cell, indices) in enumerate(zip(cells, members, strict=True), start=1)
         if indices
     )
-
-
-def _notes(settings: SurveySettings, n_unplaced: int, folder: Path) -> tuple[str, ...]:
-    notes = []
-    if n_unplaced and settings.solves:
-        notes.append(
-            f"{n_unplaced} frames have no place on the sky yet; they are solved when the run starts, which takes "
-            "time that is not counted here, and may make the canvas larger"
-        )
-    if not (folder / PLAN_NAME).is_file():
-        notes.append(f"there is no {PLAN_NAME} in the folder; the run makes one beside its products")
-    return tuple(notes)
 
 
 # ---- what a run costs ------------------------------------------------------------------------------------

@@ -4,13 +4,16 @@ import os
 
 import pytest
 
+import zemosaic_survey
 from grid_mode import GridSettings, run_grid
 from surveys import shuffled_copy, survey_in
 from zemosaic_config import resolve
 from zemosaic_events import CancelToken, FinishReason, RunFinished, SurveyDone, SurveyFrames, TilesPlanned
+from zemosaic_fits_io import read_frame_header
+from zemosaic_solving import CACHE_NAME, Entry, WcsCache, digest_of
 from zemosaic_survey import SurveySettings, run_survey
 from zemosaic_synthetic import small_spec
-from zemosaic_types import PlanError, RunCancelled
+from zemosaic_types import PlanError, RunCancelled, SolverMissing
 from zemosaic_worker import RunRequest, start_run
 
 
@@ -107,17 +110,52 @@ def without_wcs(folder):
         bare.writeto(path)
 
 
-def test_frames_without_a_place_wait_for_the_solver_or_are_out(linked, tmp_path):
+class AnySolver:
+    name = "Any Solver"
+
+
+@pytest.fixture
+def a_solver(monkeypatch):
+    monkeypatch.setattr(zemosaic_survey, "choose_solver", lambda _options: AnySolver())
+
+
+def test_frames_without_a_place_wait_for_the_solver_or_are_out(linked, tmp_path, a_solver):
     without_wcs(linked)
     told, done, _ = surveyed(linked, tmp_path / "out")
-    assert all(
-        frame.usable and not frame.corners_deg and "plate solver" in frame.reason for frame in told.values()
-    )
+    assert all(frame.usable and not frame.corners_deg for frame in told.values())
+    assert all("plate solver" in frame.reason for frame in told.values())
     assert (done.n_usable, done.shape, done.tiles) == (6, (0, 0), ())
-    assert "6 frames have no place on the sky yet" in done.notes[0]
-    told, done, _ = surveyed(linked, tmp_path / "out", SurveySettings(solves=False))
+    assert "6 frames have no place on the sky yet; Any Solver solves them" in done.notes[0]
+    told, done, _ = surveyed(linked, tmp_path / "out", SurveySettings(solve=None))
     assert not any(frame.usable for frame in told.values())
     assert done.n_usable == 0
+
+
+def test_without_a_solver_the_survey_says_what_to_install(linked, tmp_path, monkeypatch):
+    def missing(_options):
+        raise SolverMissing("nothing found")
+
+    monkeypatch.setattr(zemosaic_survey, "choose_solver", missing)
+    without_wcs(linked)
+    _, done, _ = surveyed(linked, tmp_path / "out")
+    assert "no plate solver is there (nothing found)" in done.notes[0]
+    assert "astrometry.net" in done.notes[0]
+
+
+def test_what_an_earlier_run_has_solved_is_shown_in_its_place(frames, linked, tmp_path, a_solver):
+    texts = {path.name: read_frame_header(path).wcs_text for path in frames.glob("*.fit")}
+    _, placed, _ = surveyed(frames, tmp_path / "out")
+    without_wcs(linked)
+    cache = WcsCache(tmp_path / "out" / CACHE_NAME)
+    for path in sorted(linked.glob("*.fit"))[1:]:
+        cache.put(digest_of(path), Entry(texts[path.name], "", {"name": "x"}))
+    kept = sorted(cache.folder.iterdir())
+    told, done, _ = surveyed(linked, tmp_path / "out")
+    assert [name for name, frame in told.items() if not frame.corners_deg] == ["Light_00_0000.fit"]
+    assert not told["Light_00_0001.fit"].reason
+    assert done.n_usable == 6
+    assert done.shape == pytest.approx(placed.shape, rel=0.1)
+    assert sorted(cache.folder.iterdir()) == kept
 
 
 def test_a_folder_without_frames_is_an_error_that_says_so(tmp_path):
@@ -159,8 +197,8 @@ def test_the_settings_are_those_of_the_run():
     run = GridSettings.from_config(config, excluded=("a.fit",))
     for name in ("orientation", "size_factor", "overlap_px", "chunk_ram_mb", "workers", "save_uint16", "excluded"):
         assert getattr(survey, name) == getattr(run, name)
-    assert survey.solves
-    assert not SurveySettings.from_config(resolve({}, {}, {"solve_missing_wcs": False})).solves
+    assert survey.solve == run.solve
+    assert SurveySettings.from_config(resolve({}, {}, {"solve_missing_wcs": False})).solve is None
 
 
 def test_a_survey_in_a_process_of_its_own_returns_its_end(frames, tmp_path):
