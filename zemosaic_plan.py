@@ -32,6 +32,7 @@ from zemosaic_types import FrameError, FrameHeader, FrameRecord, LeftOut, PlanEr
 logger = logging.getLogger("ZeMosaicWorker.plan")
 
 PLAN_COLUMNS = tuple(ALIASES)
+_NO_NAME = "the name is not valid UTF-8 and cannot be written into a plan; rename the file"
 NO_WCS = "no celestial WCS in the file or beside it"
 
 Progress = Callable[[int, int], None]
@@ -326,6 +327,42 @@ def _own_product(folder: Path, name: str) -> bool:
     return bool(_OWN_MOSAIC.match(name) or (in_tiles and _OWN_TILE.match(name)))
 
 
+def find_frames(
+    folder: Path, *, exclude: Path | None = None, cancel: CancelToken | None = None
+) -> tuple[list[Path], list[LeftOut]]:
+    """Return the files of a folder that may be frames, and those that are none by their names alone.
+
+    Parameters
+    ----------
+    folder, exclude, cancel
+        See `scan_folder`.
+
+    Returns
+    -------
+    paths : list of Path
+        Not opened yet; may be empty if `left_out` is not.
+    left_out : list of LeftOut
+        Compressed copies of a frame beside them, and names that cannot be written into a plan.
+
+    Raises
+    ------
+    PlanError
+        If there is no FITS file.
+    RunCancelled
+        If `cancel` was set.
+    """
+    paths = scan_folder(folder, exclude=exclude, cancel=cancel)
+    if not paths:
+        raise PlanError(f"no FITS file (.fit, .fits, .fts, also .fz and .gz) in {folder}")
+    copies = _compressed_copies(paths)
+    left_out = [
+        LeftOut(frame_id(path, folder), f"compressed copy of {path.stem}", harmless=True) for path in copies
+    ]
+    unnamed = dict.fromkeys(path for path in paths if _printable(str(path)) != str(path))
+    left_out += [LeftOut(_printable(frame_id(path, folder)), _NO_NAME) for path in unnamed if path not in copies]
+    return [path for path in paths if path not in copies and path not in unnamed], left_out
+
+
 def plan_from_folder(
     folder: Path,
     *,
@@ -357,20 +394,13 @@ def plan_from_folder(
     RunCancelled
         If `cancel` was set.
     """
-    paths = scan_folder(folder, exclude=exclude, cancel=cancel)
-    if not paths:
-        raise PlanError(f"no FITS file (.fit, .fits, .fts, also .fz and .gz) in {folder}")
-    copies = _compressed_copies(paths)
-    left_out = [
-        LeftOut(frame_id(path, folder), f"compressed copy of {path.stem}", harmless=True) for path in copies
-    ]
-    paths = [path for path in paths if path not in copies]
+    paths, left_out = find_frames(folder, exclude=exclude, cancel=cancel)
     entries: list[tuple[tuple[bool, datetime, str], PlanRow]] = []
     for done, path in enumerate(paths, 1):
         _check(cancel)
         name = frame_id(path, folder)
         try:
-            header = _named_header(path)
+            header = read_frame_header(path)
         except FrameError as err:
             left_out.append(LeftOut(_printable(name), str(err)))
         else:
@@ -392,13 +422,6 @@ def _compressed_copies(paths: Sequence[Path]) -> dict[Path, None]:
     known = set(paths)
     packed = [path for path in paths if path.suffix.lower() in (".fz", ".gz")]
     return dict.fromkeys(path for path in packed if path.with_suffix("") in known)
-
-
-def _named_header(path: Path) -> FrameHeader:
-    """Return the header of a frame whose path can be written into a plan."""
-    if _printable(str(path)) != str(path):
-        raise FrameError("the name is not valid UTF-8 and cannot be written into a plan; rename the file")
-    return read_frame_header(path)
 
 
 def _printable(text: str) -> str:

@@ -36,7 +36,7 @@ from zemosaic_fits_products import free_bytes
 from zemosaic_match import drop_misfits, extent_px
 from zemosaic_outputs import ProductPaths
 from zemosaic_passes import unwanted_frames
-from zemosaic_plan import frame_id, load_frames, plan_from_folder, read_plan
+from zemosaic_plan import find_frames, frame_id, load_frames, read_plan
 from zemosaic_plan_table import PLAN_NAME
 from zemosaic_preview import shrink_factor
 from zemosaic_programs import HOW_TO_INSTALL
@@ -180,8 +180,9 @@ class _Survey:
         plan_path = self.folder / PLAN_NAME
         if plan_path.is_file():
             return read_plan(plan_path)
-        progress = self._progress("scan")
-        return plan_from_folder(self.folder, exclude=self.output, on_progress=progress, cancel=self.cancel)
+        # A run reads all headers to put its plan into order; frames enter in the order of their ids anyway.
+        paths, left_out = find_frames(self.folder, exclude=self.output, cancel=self.cancel)
+        return [PlanRow(line=0, path=path) for path in paths], left_out
 
     def _progress(self, phase: str) -> Callable[[int, int], None]:
         return lambda done, total: self.emit(PhaseProgress(phase, done, total))

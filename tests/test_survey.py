@@ -1,5 +1,6 @@
 """The look at the frames before a run: it foretells the run, and touches nothing."""
 
+import gzip
 import os
 
 import pytest
@@ -90,6 +91,13 @@ def test_frames_that_cannot_be_used_are_told_with_their_reasons(linked, tmp_path
     assert len(told[names[0]].corners_deg) == 4
     assert not told[names[0]].usable
     assert (done.n_frames, done.n_usable) == (7, 5)
+
+
+def test_a_compressed_copy_beside_a_frame_is_no_frame_of_its_own(linked, tmp_path):
+    path = min(linked.glob("*.fit"))
+    (linked / f"{path.name}.gz").write_bytes(gzip.compress(path.read_bytes()))
+    told, done, _ = surveyed(linked, tmp_path / "out")
+    assert done.n_frames == len(told) == 6
 
 
 def test_an_excluded_frame_does_not_widen_the_canvas(frames, tmp_path):
