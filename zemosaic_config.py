@@ -61,6 +61,11 @@ class Option:
     advanced: bool = False
 
     @property
+    def label(self) -> str:
+        """What it is called in a form: a few words."""
+        return _LABELS.get(self.key) or self.key.replace("_", " ").capitalize()
+
+    @property
     def variable(self) -> str:
         """Name of the environment variable."""
         return f"ZEMOSAIC_{self.key.upper()}"
@@ -87,6 +92,31 @@ class Option:
 
 
 # fmt: off
+_LABELS = {
+    "input_dir": "Frames", "output_dir": "Results", "save_final_as_uint16": "16-bit copy for viewers",
+    "legacy_rgb_cube": "Bare colour cube", "stacking_normalize_method": "Bringing frames to one level",
+    "stacking_weighting_method": "Weight of a frame", "stacking_rejection_algorithm": "Rejection",
+    "stacking_kappa_low": "Rejection threshold, low", "stacking_kappa_high": "Rejection threshold, high",
+    "stacking_winsor_limits": "Winsor limits", "stacking_final_combine_method": "Combination",
+    "reject_spread": "Spread for rejection", "frame_feather_px": "Soft frame edges",
+    "apply_radial_weight": "Less weight in corners", "radial_feather_fraction": "Radial weight: reach",
+    "radial_shape_power": "Radial weight: power", "min_radial_weight_floor": "Radial weight: floor",
+    "grid_mode_enabled": "Grid mode", "grid_workers": "Workers", "grid_size_factor": "Tile size factor",
+    "grid_chunk_ram_mb": "Memory per worker", "grid_overlap_px": "Margin of tile files",
+    "grid_rgb_equalize": "Equalise RGB", "flat_from_frames": "Vignetting from the frames",
+    "resampling_kernel": "Resampling", "canvas_orientation": "Orientation", "refine_wcs": "Refine positions",
+    "cluster_panel_threshold": "Panel threshold", "cluster_target_groups": "Number of groups",
+    "cluster_orientation_split_deg": "Orientation split", "cluster_by_filter": "Groups by filter",
+    "cluster_by_instrument": "Groups by instrument", "solve_missing_wcs": "Solve frames without WCS",
+    "solver_method": "Plate solver", "astap_path": "ASTAP program", "astap_data_dir": "ASTAP star database",
+    "astrometry_local_path": "astrometry.net index files", "astap_search_radius_deg": "Search radius",
+    "solver_downsample": "Downsampling for the solver", "solve_timeout_s": "Time limit of the solver",
+    "astap_max_instances": "Solvers at once", "solve_retry_failed": "Try failed frames again",
+    "force_resolve_existing_wcs": "Solve all frames anew", "use_gpu_grid": "GPU",
+    "use_gpu_phase5": "GPU, older switch 1", "stack_use_gpu": "GPU, older switch 2",
+    "use_gpu_stack": "GPU, older switch 3", "logging_level": "Log level",
+}
+
 OPTIONS: tuple[Option, ...] = (
     Option("input_dir", "str", "", _FOLDERS, "Folder of the exposures.", aliases=("input_folder",)),
     Option("output_dir", "str", "", _FOLDERS, "Folder that receives the mosaic.", aliases=("output_folder",)),
@@ -498,11 +528,12 @@ def _read_json(path: Path, *, may_be_absent: bool) -> dict[str, object]:
     return content
 
 
-def save(path: Path | str, values: Mapping[str, object]) -> None:
+def save(path: Path | str, values: Mapping[str, object], *, keep: Mapping[str, object] | None = None) -> None:
     """Merge `values` into a configuration file, in one step: a failure leaves the old file as it was.
 
     Every other key of the file stays, known or not; older names become today's. A GPU key takes the others of
-    the file along, or one of them could overrule what was just set.
+    the file along, or one of them could overrule what was just set. What another file holds and this one does not
+    is copied if it is given as `keep`.
 
     Raises
     ------
@@ -510,7 +541,7 @@ def save(path: Path | str, values: Mapping[str, object]) -> None:
         If a key or value is no good, or the file cannot be read or written.
     """
     checked = {key: check_value(key, value) for key, value in values.items()}
-    content = migrate(_read_json(Path(path), may_be_absent=True))
+    content = migrate({**(keep or {}), **_read_json(Path(path), may_be_absent=True)})
     flags, decided_by = normalize_gpu_flags(checked)
     if decided_by is not None:
         content |= {key: flags[key] for key in GPU_KEYS if key in content}

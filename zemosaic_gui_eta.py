@@ -1,0 +1,83 @@
+"""How far a run is and how long it will take, as a range; neither ever jumps back."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from zemosaic_events import PhaseProgress
+
+#: Phases that tell their progress, in order, and their usual shares of the time.
+_SHARES = {"scan": 1, "headers": 4, "solve": 10, "measure": 30, "stack": 48, "assemble": 7}
+_FIRST_SAYS = 0.05  # of the run; before, what was estimated beforehand counts
+_SPREAD = (0.5, 0.15)  # of the range, at the start and at the end
+_LATE = 1.5
+
+
+@dataclass(frozen=True)
+class Outlook:
+    """What is left of a run: seconds from `low` to `high`; `late` if it takes longer than was said."""
+
+    low: float
+    high: float
+    late: bool = False
+
+
+class RunClock:
+    """Turns the progress of phases into the progress of a run.
+
+    Parameters
+    ----------
+    now : float
+        Seconds on any clock, when the run starts.
+    expected_s : tuple of float, optional
+        Range of the whole run, estimated beforehand.
+    """
+
+    def __init__(self, now: float, expected_s: tuple[float, float] | None = None) -> None:
+        self._start = now
+        self._expected = expected_s if expected_s and expected_s[1] > 0 else None
+        self._shown: Outlook | None = None
+        self.phase = ""
+        self.fraction = 0.0
+
+    def hear(self, event: PhaseProgress) -> None:
+        """Take the progress of a phase into account; a phase of another pipeline has a name, but no share."""
+        self.phase = event.phase
+        if event.phase not in _SHARES or event.total <= 0:
+            return
+        names = list(_SHARES)
+        before = sum(_SHARES[name] for name in names[: names.index(event.phase)])
+        share = _SHARES[event.phase] * min(1.0, event.done / event.total)
+        self.fraction = max(self.fraction, (before + share) / sum(_SHARES.values()))
+
+    def elapsed(self, now: float) -> float:
+        """Return the seconds since the start."""
+        return now - self._start
+
+    def outlook(self, now: float) -> Outlook | None:
+        """Return what is left, None while nothing can be said.
+
+        Neither end of the range ever grows: a run that is slower than was said is called late instead.
+        """
+        range_s = self._estimate(now)
+        if range_s is None:
+            return self._shown
+        low, high = range_s
+        late = False
+        if self._shown is not None:
+            late = low > _LATE * self._shown.high
+            high = min(high, self._shown.high)
+            low = min(low, self._shown.low, high)
+        self._shown = Outlook(low, high, late)
+        return self._shown
+
+    def _estimate(self, now: float) -> tuple[float, float] | None:
+        elapsed, done = self.elapsed(now), self.fraction
+        if done < _FIRST_SAYS:
+            if self._expected is None:
+                return None
+            return max(0.0, self._expected[0] - elapsed), max(0.0, self._expected[1] - elapsed)
+        middle = elapsed * (1.0 - done) / done
+        first, last = _SPREAD
+        spread = first + (last - first) * done
+        return middle * (1.0 - spread), middle * (1.0 + spread)

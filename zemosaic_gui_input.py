@@ -1,0 +1,461 @@
+"""The first page: which frames, where the results go, and what was found."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+
+from PySide6.QtCore import QEvent, Qt, Signal
+from PySide6.QtWidgets import (
+    QFileDialog,
+    QFormLayout,
+    QFrame,
+    QGridLayout,
+    QHBoxLayout,
+    QLabel,
+    QLineEdit,
+    QProgressBar,
+    QPushButton,
+    QScrollArea,
+    QStackedWidget,
+    QTabWidget,
+    QVBoxLayout,
+    QWidget,
+)
+
+from zemosaic_events import PhaseProgress, SurveyDone, SurveyFrame, SurveyFrames
+from zemosaic_gui_lazy import LazyWidget
+from zemosaic_gui_parts import GAP, Card, bytes_range, bytes_text, duration_range, duration_text, label
+from zemosaic_gui_settings import Settings
+from zemosaic_gui_text import tr
+
+_SUMMARY_WIDTH = 330
+
+
+class Found:
+    """What a survey has found so far."""
+
+    def __init__(self) -> None:
+        self.frames: dict[str, SurveyFrame] = {}
+        self.done: SurveyDone | None = None
+
+    def add(self, frames: Iterable[SurveyFrame]) -> None:
+        """Take frames in; one that is known is replaced."""
+        self.frames |= {frame.frame_id: frame for frame in frames}
+
+    def usable(self, excluded: frozenset[str]) -> list[SurveyFrame]:
+        """Return the frames that a run will try."""
+        return [frame for frame in self.frames.values() if frame.usable and frame.frame_id not in excluded]
+
+
+class FolderRow(QWidget):
+    """A folder: typed, dropped, or chosen; `chosen` has its path."""
+
+    chosen = Signal(str)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.line, self.button = QLineEdit(), QPushButton()
+        self.line.setMinimumHeight(30)
+        self.line.editingFinished.connect(lambda: self.chosen.emit(self.line.text().strip()))
+        self.button.clicked.connect(self.ask)
+        row = QHBoxLayout(self)
+        row.setContentsMargins(0, 0, 0, 0)
+        row.addWidget(self.line, 1)
+        row.addWidget(self.button)
+
+    def ask(self) -> None:
+        """Let the user choose a folder."""
+        folder = QFileDialog.getExistingDirectory(self, self.line.accessibleName(), self.line.text())
+        if folder:
+            self.line.setText(folder)
+            self.chosen.emit(folder)
+
+
+class DropZone(QFrame):
+    """What there is before a folder is chosen: a place to drop one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.setObjectName("drop")
+        self._title, self._text = label("title"), label("faint", wrap=True)
+        column = QVBoxLayout(self)
+        column.addStretch(2)
+        for widget in (self._title, self._text):
+            widget.setAlignment(Qt.AlignmentFlag.AlignCenter)
+            column.addWidget(widget)
+        column.addStretch(3)
+
+    def set_over(self, over: bool) -> None:
+        """Show that what hovers over the window may be dropped."""
+        self.setProperty("over", over)
+        self.style().unpolish(self)
+        self.style().polish(self)
+
+    def retranslate(self) -> None:
+        """Take the words anew."""
+        self._title.setText(tr("input.drop"))
+        self._text.setText(tr("input.drop.more"))
+
+
+class Summary(Card):
+    """What was found, in words and numbers, and what a run will cost."""
+
+    _FACTS = ("frames", "exposure", "filters", "instruments", "canvas", "tiles")
+    _COSTS = ("time", "memory", "disk")
+
+    def __init__(self) -> None:
+        super().__init__(spacing=6)
+        self.setFixedWidth(_SUMMARY_WIDTH)
+        self._heading, self._cost_heading = label("heading"), label("heading")
+        self.progress = QProgressBar(textVisible=False)
+        self.status = label("faint", wrap=True)
+        self._names: dict[str, QLabel] = {}
+        self.values: dict[str, QLabel] = {}
+        self.notes = label("faint", wrap=True)
+        self.trouble = label("error", wrap=True)
+        for widget in (self._heading, self.progress, self.status):
+            self.column.addWidget(widget)
+        self.column.addLayout(self._form(self._FACTS))
+        self.column.addSpacing(6)
+        self.column.addWidget(self._cost_heading)
+        self.column.addLayout(self._form(self._COSTS))
+        self.column.addWidget(self.trouble)
+        self.column.addWidget(self.notes)
+
+    def _form(self, names: tuple[str, ...]) -> QFormLayout:
+        form = QFormLayout()
+        form.setVerticalSpacing(5)
+        form.setHorizontalSpacing(12)
+        for name in names:
+            self._names[name], self.values[name] = label("faint"), label(wrap=True)
+            form.addRow(self._names[name], self.values[name])
+        return form
+
+    def show_found(self, found: Found, excluded: frozenset[str]) -> None:
+        """Show what a survey has found."""
+        usable = found.usable(excluded)
+        n_out = len(found.frames) - len(usable)
+        text = tr("found.frames", n=len(usable))
+        self._say("frames", text + (" · " + tr("found.out", n=n_out) if n_out else "") if found.frames else "")
+        seconds = sum(frame.exposure_s or 0.0 for frame in usable)
+        self._say("exposure", duration_text(seconds) if seconds else "")
+        self._say("filters", _counted(frame.filter for frame in usable))
+        self._say("instruments", _counted(frame.instrument for frame in usable))
+        self._show_done(found.done)
+
+    def _show_done(self, done: SurveyDone | None) -> None:
+        placed = done is not None and done.shape[0] > 0
+        for name in ("canvas", "tiles", *self._COSTS):
+            self._say(name, "–")
+        self.trouble.hide()
+        self.notes.setText("\n\n".join(done.notes) if done else "")
+        self.notes.setVisible(bool(done and done.notes))
+        if not placed:
+            return
+        ny, nx = done.shape
+        self._say("canvas", tr("found.canvas", nx=nx, ny=ny, scale=f"{done.scale_arcsec:.2f}"))
+        self._say("tiles", tr("found.tiles", n=len(done.tiles)))
+        self._say("time", duration_range(*done.wall_s))
+        self._say("memory", bytes_range(*done.memory_bytes))
+        free = tr("found.free", free=bytes_text(done.free_bytes))
+        self._say("disk", f"{bytes_range(*done.disk_bytes)} ({free})")
+        if done.disk_bytes[1] > done.free_bytes:
+            self.show_trouble(tr("found.full"))
+
+    def show_trouble(self, text: str) -> None:
+        """Show a sentence that the user must not miss."""
+        self.trouble.setText(text)
+        self.trouble.show()
+
+    def show_progress(self, done: int, total: int) -> None:
+        """Show how many frames have been looked at."""
+        self.progress.show()
+        self.progress.setRange(0, total)
+        self.progress.setValue(done)
+        self.status.setText(tr("input.looking", done=done, total=total) if total else tr("input.scanning", n=done))
+
+    def show_rest(self, text: str = "") -> None:
+        """Show that nothing is going on."""
+        self.progress.hide()
+        self.status.setText(text)
+        self.status.setVisible(bool(text))
+
+    def _say(self, name: str, text: str) -> None:
+        self.values[name].setText(text or "–")
+
+    def retranslate(self) -> None:
+        """Take the words anew."""
+        self._heading.setText(tr("found.heading"))
+        self._cost_heading.setText(tr("found.costs"))
+        for name, widget in self._names.items():
+            widget.setText(tr(f"found.name.{name}"))
+
+
+def _counted(values: Iterable[str]) -> str:
+    """Return the words that occur, the most frequent first, with their numbers if there are several."""
+    counts = Counter(value for value in values if value)
+    if len(counts) == 1:
+        return next(iter(counts))
+    shown = [f"{value} ({n})" for value, n in counts.most_common(4)]
+    return ", ".join([*shown, "…"] if len(counts) > 4 else shown)
+
+
+class FrameCard(Card):
+    """The frame that the user looks at: what it is, whether it is in, and why not; `wished` (id, out) changes that."""
+
+    wished = Signal(str, bool)
+
+    def __init__(self) -> None:
+        super().__init__(spacing=6)
+        self.setFixedWidth(_SUMMARY_WIDTH)
+        self._frame: SurveyFrame | None = None
+        self._out = False
+        self.name, self.text = label("heading", wrap=True), label("faint", wrap=True)
+        self.button = QPushButton()
+        self.button.clicked.connect(lambda: self.wished.emit(self._frame.frame_id, not self._out))
+        for widget in (self.name, self.text, self.button):
+            self.column.addWidget(widget)
+        self.hide()
+
+    def show_frame(self, frame: SurveyFrame | None, out: bool) -> None:
+        """Show a frame, or none; `out` if the user leaves it out."""
+        self._frame, self._out = frame, out
+        self.setVisible(frame is not None)
+        if frame is None:
+            return
+        self.name.setText(frame.frame_id)
+        exposure = "" if frame.exposure_s is None else tr("time.seconds", n=f"{frame.exposure_s:g}")
+        facts = (exposure, frame.filter, frame.instrument, frame.date.replace("T", " ")[:19])
+        state = tr("frame.excluded") if out else frame.reason or tr("frame.in")
+        self.text.setText(" · ".join(filter(None, facts)) + "\n" + state)
+        self.button.setText(tr("frame.take_in" if out else "frame.leave_out"))
+        self.button.setVisible(frame.usable or out)
+
+
+class InputPage(QWidget):
+    """The page of the frames. `folder_chosen` tells of another input folder, `rescan` asks to look again."""
+
+    folder_chosen = Signal(str)
+    excluded_changed = Signal(frozenset)
+    rescan = Signal()
+
+    def __init__(self, settings: Settings) -> None:
+        super().__init__()
+        self._settings = settings
+        self.found, self.excluded = Found(), frozenset()
+        self._selected = ""
+        self.input, self.output = FolderRow(), FolderRow()
+        self._input_label, self._output_label = label(), label()
+        self.again = QPushButton()
+        self.drop, self.summary, self.frame = DropZone(), Summary(), FrameCard()
+        self.map = LazyWidget("zemosaic_gui_skymap", "SkyMap", self._with_map)
+        self.table = LazyWidget("zemosaic_gui_frames", "FramesTable", self._with_table)
+        self.tabs, self.stack = QTabWidget(), QStackedWidget()
+        self.setAcceptDrops(True)
+        self._lay_out()
+        self._connect()
+        self.retranslate()
+        self.show_settings()
+
+    # ---- building ----------------------------------------------------------------------------------------
+
+    def _lay_out(self) -> None:
+        folders = Card()
+        grid = QGridLayout()
+        grid.setHorizontalSpacing(12)
+        for k, (name, row) in enumerate(((self._input_label, self.input), (self._output_label, self.output))):
+            grid.addWidget(name, k, 0)
+            grid.addWidget(row, k, 1)
+        folders.column.addLayout(grid)
+        self.tabs.addTab(self.map, "")
+        self.tabs.addTab(self.table, "")
+        self.tabs.setCornerWidget(self.again)
+        side = QWidget()
+        column = QVBoxLayout(side)
+        column.setContentsMargins(0, 0, 0, 0)
+        column.setSpacing(GAP)
+        column.addWidget(self.summary)
+        column.addWidget(self.frame)
+        column.addStretch(1)
+        area = QScrollArea(widgetResizable=True)
+        area.setHorizontalScrollBarPolicy(Qt.ScrollBarPolicy.ScrollBarAlwaysOff)
+        area.setFixedWidth(_SUMMARY_WIDTH + 14)
+        area.setWidget(side)
+        content = QWidget()
+        row = QHBoxLayout(content)
+        row.setContentsMargins(0, 0, 0, 0)
+        row.setSpacing(GAP)
+        row.addWidget(self.tabs, 1)
+        row.addWidget(area)
+        self.stack.addWidget(self.drop)
+        self.stack.addWidget(content)
+        page = QVBoxLayout(self)
+        page.setContentsMargins(GAP, GAP, GAP, GAP)
+        page.setSpacing(GAP)
+        page.addWidget(folders)
+        page.addWidget(self.stack, 1)
+
+    def _connect(self) -> None:
+        self.input.chosen.connect(self.choose)
+        self.output.chosen.connect(lambda path: self._settings.set("output_dir", path))
+        self.again.clicked.connect(self.rescan)
+        self.frame.wished.connect(self._wish)
+        self._settings.replaced.connect(self.show_settings)
+
+    def _with_map(self, sky_map: QWidget) -> None:
+        sky_map.frame_clicked.connect(self.select)
+        sky_map.set_frames(self.found.frames.values())
+        sky_map.set_excluded(self.excluded)
+        if self.found.done is not None:
+            sky_map.set_canvas(self.found.done.corners_deg)
+            sky_map.set_tiles(self.found.done.tiles)
+
+    def _with_table(self, table: QWidget) -> None:
+        table.set_frames(self.found.frames.values())
+        table.set_excluded(self.excluded)
+        table.frame_selected.connect(self.select)
+        table.excluded_changed.connect(self.set_excluded)
+
+    # ---- folders -----------------------------------------------------------------------------------------
+
+    def show_settings(self) -> None:
+        """Show the folders of the settings, and look at their frames."""
+        self.output.line.setText(self._settings.value("output_dir"))
+        folder = self._settings.value("input_dir")
+        self.input.line.setText(folder)
+        self.stack.setCurrentIndex(bool(folder))
+
+    def choose(self, folder: str) -> None:
+        """Take a folder of frames; the results go beside it, unless the user has said where."""
+        before = self._settings.value("input_dir")
+        if not folder or folder == before:
+            return
+        self.input.line.setText(folder)
+        if self._settings.value("output_dir") in ("", _beside(before) if before else ""):
+            self._settings.set("output_dir", _beside(folder))
+            self.output.line.setText(_beside(folder))
+        self._settings.set("input_dir", folder)
+        self.set_excluded(frozenset())
+        self.stack.setCurrentIndex(1)
+        self.folder_chosen.emit(folder)
+
+    def dragEnterEvent(self, event: object) -> None:
+        """Welcome a folder, or a file in one."""
+        if any(url.isLocalFile() for url in event.mimeData().urls()):
+            event.acceptProposedAction()
+            self.drop.set_over(True)
+
+    def dragLeaveEvent(self, event: object) -> None:
+        """See it go."""
+        super().dragLeaveEvent(event)
+        self.drop.set_over(False)
+
+    def dropEvent(self, event: object) -> None:
+        """Take the folder that was dropped, or the folder of the file."""
+        self.drop.set_over(False)
+        path = Path(next(url.toLocalFile() for url in event.mimeData().urls() if url.isLocalFile()))
+        self.choose(str(path if path.is_dir() else path.parent))
+
+    # ---- what was found ----------------------------------------------------------------------------------
+
+    def begin(self) -> None:
+        """A survey starts."""
+        self.found = Found()
+        if self.map.widget is not None:
+            self.map.widget.clear()
+            self.map.widget.set_excluded(self.excluded)
+        if self.table.widget is not None:
+            self.table.widget.set_frames(())
+        self.select("")
+        self.summary.show_found(self.found, self.excluded)
+        self.summary.status.show()
+        self.summary.show_progress(0, 0)
+
+    def hear(self, event: object) -> None:
+        """Take in what a survey tells."""
+        if isinstance(event, SurveyFrames):
+            self.found.add(event.frames)
+            if self.map.widget is not None:
+                self.map.widget.add_frames(event.frames)
+            if self.table.widget is not None:
+                self.table.widget.add_frames(event.frames)
+            self.summary.show_found(self.found, self.excluded)
+        elif isinstance(event, SurveyDone):
+            self.found.done = event
+            if self.map.widget is not None:
+                self.map.widget.set_canvas(event.corners_deg)
+                self.map.widget.set_tiles(event.tiles)
+            self.summary.show_found(self.found, self.excluded)
+        elif isinstance(event, PhaseProgress):
+            self.summary.show_progress(event.done, event.total)
+
+    def end(self, trouble: str = "") -> None:
+        """A survey has ended; `trouble` says why it has found nothing."""
+        self.summary.show_rest()
+        if trouble:
+            self.summary.show_trouble(trouble)
+
+    @property
+    def ready(self) -> bool:
+        """Whether there are frames that a run can try."""
+        return bool(self.found.usable(self.excluded))
+
+    def select(self, frame_id: str) -> None:
+        """Look at a frame: on the map, in the table, and in words."""
+        self._selected = frame_id
+        if self.map.widget is not None:
+            self.map.widget.highlight(frame_id or None)
+        if self.table.widget is not None and frame_id:
+            self.table.widget.select(frame_id)
+        self.frame.show_frame(self.found.frames.get(frame_id), frame_id in self.excluded)
+
+    def _wish(self, frame_id: str, out: bool) -> None:
+        self.set_excluded(self.excluded | {frame_id} if out else self.excluded - {frame_id})
+
+    def set_excluded(self, frame_ids: frozenset[str]) -> None:
+        """Leave out these frames and no others."""
+        if frame_ids == self.excluded:
+            return
+        self.excluded = frame_ids
+        if self.map.widget is not None:
+            self.map.widget.set_excluded(frame_ids)
+        if self.table.widget is not None:
+            self.table.widget.set_excluded(frame_ids)
+        self.frame.show_frame(self.found.frames.get(self._selected), self._selected in frame_ids)
+        self.summary.show_found(self.found, frame_ids)
+        self.excluded_changed.emit(frame_ids)
+
+    def shutdown(self) -> None:
+        """End what the page has started."""
+        self.map.shutdown()
+        self.table.shutdown()
+
+    def retranslate(self) -> None:
+        """Take the words anew."""
+        for row, name in ((self.input, "input.frames"), (self.output, "input.output")):
+            row.line.setAccessibleName(tr(name))
+            row.button.setText(tr("input.browse"))
+            row.line.setPlaceholderText(tr(f"{name}.hint"))
+        self._input_label.setText(tr("input.frames"))
+        self._output_label.setText(tr("input.output"))
+        self.again.setText(tr("input.again"))
+        self.tabs.setTabText(0, tr("input.map"))
+        self.tabs.setTabText(1, tr("input.table"))
+        self.drop.retranslate()
+        self.summary.retranslate()
+        self.summary.show_found(self.found, self.excluded)
+        self.frame.show_frame(self.found.frames.get(self._selected), self._selected in self.excluded)
+
+    def changeEvent(self, event: QEvent) -> None:
+        """Follow the language."""
+        super().changeEvent(event)
+        if event.type() == QEvent.Type.LanguageChange:
+            self.retranslate()
+
+
+def _beside(folder: str) -> str:
+    """Return where the results of a folder go by default."""
+    path = Path(folder)
+    return str(path.with_name(f"{path.name}_mosaic")) if path.name else ""

@@ -1,0 +1,142 @@
+"""What a run says: lines with a level, filtered by level and words; and the list of what went wrong."""
+
+from __future__ import annotations
+
+from collections import deque
+from datetime import datetime
+from html import escape
+from typing import NamedTuple
+
+from PySide6.QtCore import QEvent, Signal
+from PySide6.QtGui import QTextCursor
+from PySide6.QtWidgets import (
+    QComboBox,
+    QHBoxLayout,
+    QHeaderView,
+    QLineEdit,
+    QPlainTextEdit,
+    QTreeWidget,
+    QTreeWidgetItem,
+    QVBoxLayout,
+    QWidget,
+)
+
+from zemosaic_gui_text import tr
+
+LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
+_MOST_LINES = 5000
+_COLOURS = {"WARNING": "#c47f17", "ERROR": "#d2453a"}  # readable on light and dark
+
+
+class LogLine(NamedTuple):
+    """A line of the log."""
+
+    time: str
+    level: str
+    text: str
+
+
+class LogView(QWidget):
+    """The log of a run; the last `_MOST_LINES` lines of it, all are in the file beside the mosaic."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lines: deque[LogLine] = deque(maxlen=_MOST_LINES)
+        self.level, self.search = QComboBox(), QLineEdit(clearButtonEnabled=True)
+        self.level.addItems([""] * len(LEVELS))
+        self.level.setCurrentIndex(LEVELS.index("INFO"))
+        self.view = QPlainTextEdit(readOnly=True, maximumBlockCount=_MOST_LINES)
+        self.view.setLineWrapMode(QPlainTextEdit.LineWrapMode.WidgetWidth)
+        self.level.currentIndexChanged.connect(self._show_all)
+        self.search.textChanged.connect(self._show_all)
+        top = QHBoxLayout()
+        top.addWidget(self.level)
+        top.addWidget(self.search, 1)
+        column = QVBoxLayout(self)
+        column.setContentsMargins(10, 10, 10, 10)
+        column.addLayout(top)
+        column.addWidget(self.view, 1)
+        self.retranslate()
+
+    def add(self, text: str, level: str = "INFO") -> None:
+        """Add a line."""
+        line = LogLine(datetime.now().strftime("%H:%M:%S"), level if level in LEVELS else "INFO", text)
+        self.lines.append(line)
+        if self._wanted(line):
+            self.view.appendHtml(_html(line))
+
+    def clear(self) -> None:
+        """Forget all lines."""
+        self.lines.clear()
+        self.view.clear()
+
+    def _wanted(self, line: LogLine) -> bool:
+        loud = LEVELS.index(line.level) >= self.level.currentIndex()
+        return loud and all(word in line.text.casefold() for word in self.search.text().casefold().split())
+
+    def _show_all(self) -> None:
+        self.view.clear()
+        wanted = [_html(line) for line in self.lines if self._wanted(line)]
+        if wanted:
+            self.view.appendHtml("<br>".join(wanted))
+        self.view.moveCursor(QTextCursor.MoveOperation.End)
+
+    def retranslate(self) -> None:
+        """Take the words anew."""
+        for k, level in enumerate(LEVELS):
+            self.level.setItemText(k, tr(f"log.level.{level}"))
+        self.level.setAccessibleName(tr("log.level"))
+        self.search.setPlaceholderText(tr("log.search"))
+        self.search.setAccessibleName(tr("log.search"))
+        self.view.setAccessibleName(tr("run.log"))
+
+    def changeEvent(self, event: QEvent) -> None:
+        """Follow the language."""
+        super().changeEvent(event)
+        if event.type() == QEvent.Type.LanguageChange:
+            self.retranslate()
+
+
+def _html(line: LogLine) -> str:
+    text = escape(f"{line.time}  {line.text}").replace("\n", "<br>")
+    colour = _COLOURS.get(line.level)
+    return f'<span style="color:{colour}">{text}</span>' if colour else f"<span>{text}</span>"
+
+
+class Problems(QTreeWidget):
+    """What is missing from the mosaic, as it comes: what it is, and why; `counted` has their number."""
+
+    counted = Signal(int)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.setRootIsDecorated(False)
+        self.setUniformRowHeights(True)
+        self.setAlternatingRowColors(True)
+        self.setColumnCount(2)
+        self.header().setSectionResizeMode(0, QHeaderView.ResizeMode.Interactive)
+        self.header().resizeSection(0, 170)
+        self.retranslate()
+
+    def add(self, what: str, why: str) -> None:
+        """Add a line."""
+        item = QTreeWidgetItem(self, [what, why])
+        item.setToolTip(0, what)
+        item.setToolTip(1, why)
+        self.counted.emit(self.topLevelItemCount())
+
+    def clear(self) -> None:
+        """Forget all lines."""
+        super().clear()
+        self.counted.emit(0)
+
+    def retranslate(self) -> None:
+        """Take the words anew."""
+        self.setHeaderLabels([tr("problems.what"), tr("problems.why")])
+        self.setAccessibleName(tr("problems.name"))
+
+    def changeEvent(self, event: QEvent) -> None:
+        """Follow the language."""
+        super().changeEvent(event)
+        if event.type() == QEvent.Type.LanguageChange:
+            self.retranslate()

@@ -1,0 +1,168 @@
+"""The fourth page: the mosaic, what is in it, and what spoiled it."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from PySide6.QtCore import QEvent, QProcess, Qt, Signal
+from PySide6.QtWidgets import QFileDialog, QHBoxLayout, QPushButton, QScrollArea, QTabWidget, QVBoxLayout, QWidget
+
+from zemosaic_gui_lazy import LazyWidget
+from zemosaic_gui_parts import GAP, Card, duration_text, label, show_folder
+from zemosaic_gui_text import tr
+from zemosaic_types import RunResult
+
+_SIDE_WIDTH = 300
+_REPORT = "import sys; sys.path[:] = {path!r}; import zemosaic_cli; sys.exit(zemosaic_cli.main(['report', {folder!r}]))"
+
+
+class ResultPage(QWidget):
+    """The page of the result. `again` asks for a run without the frames that spoil the mosaic."""
+
+    again = Signal()
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.result: RunResult | None = None
+        self._path: Path | None = None
+        self.viewer = LazyWidget("zemosaic_gui_viewer", "MosaicViewer", self._with_viewer)
+        self.table = LazyWidget("zemosaic_gui_frames", "FramesTable", self._with_table)
+        self.tabs = QTabWidget()
+        self.heading, self.summary, self.missing = label("heading"), label(wrap=True), label("warning", wrap=True)
+        self.place = label("faint", wrap=True)
+        self.place.setTextInteractionFlags(Qt.TextInteractionFlag.TextSelectableByMouse)
+        self.report, self.without, self.other = QPushButton(), QPushButton(), QPushButton()
+        self.trouble = label("error", wrap=True)
+        self._process = QProcess(self)
+        self._process.finished.connect(self._show_report)
+        self.report.clicked.connect(self.make_report)
+        self.without.clicked.connect(self.again)
+        self.other.clicked.connect(self._ask_other)
+        self._lay_out()
+        self.retranslate()
+
+    def _lay_out(self) -> None:
+        self.tabs.addTab(self.viewer, "")
+        self.tabs.addTab(self.table, "")
+        side = Card(self.heading, self.summary, self.missing, self.place)
+        side.column.addSpacing(8)
+        for widget in (self.report, self.without, self.other, self.trouble):
+            side.column.addWidget(widget)
+        self.trouble.hide()
+        inside = QWidget()
+        column = QVBoxLayout(inside)
+        column.setContentsMargins(0, 0, 0, 0)
+        column.addWidget(side)
+        column.addStretch(1)
+        area = QScrollArea(widgetResizable=True)
+        area.setHorizontalScrollBarPolicy(Qt.ScrollBarPolicy.ScrollBarAlwaysOff)
+        area.setFixedWidth(_SIDE_WIDTH)
+        area.setWidget(inside)
+        row = QHBoxLayout(self)
+        row.setContentsMargins(GAP, GAP, GAP, GAP)
+        row.setSpacing(GAP)
+        row.addWidget(self.tabs, 1)
+        row.addWidget(area)
+
+    def _with_viewer(self, viewer: QWidget) -> None:
+        if self._path is not None:
+            viewer.open(self._path)
+
+    def _with_table(self, table: QWidget) -> None:
+        if self._path is not None and (self._path.parent / "ledger.csv").is_file():
+            table.set_ledger(self._path.parent / "ledger.csv")
+
+    @property
+    def folder(self) -> Path | None:
+        """The folder of the result."""
+        return None if self._path is None else self._path.parent
+
+    def show_result(self, result: RunResult) -> None:
+        """Show what a run has left behind."""
+        self.result = result
+        self._open(Path(result.mosaic_path))
+
+    def open_mosaic(self, path: Path) -> None:
+        """Show a mosaic of an earlier run."""
+        self.result = None
+        self._open(path)
+
+    def _open(self, path: Path) -> None:
+        self._path = path
+        self.trouble.hide()
+        if self.viewer.widget is not None:
+            self._with_viewer(self.viewer.widget)
+        if self.table.widget is not None:
+            self._with_table(self.table.widget)
+        self._show_words()
+
+    def _show_words(self) -> None:
+        there = self._path is not None
+        self.heading.setText(self._path.name if there else tr("result.none"))
+        self.place.setText(str(self._path.parent) if there else "")
+        ledger = there and (self._path.parent / "ledger.csv").is_file()
+        self.report.setEnabled(bool(ledger))
+        self.without.setEnabled(bool(ledger and self.result))
+        result = self.result
+        if result is None:
+            self.summary.setText("" if there else tr("result.none.more"))
+            self.missing.hide()
+            return
+        seconds = sum(result.seconds.values())
+        lines = [tr("result.used", used=result.n_used, planned=result.n_planned)]
+        self.summary.setText("\n".join([*lines, tr("run.took", time=duration_text(seconds))] if seconds else lines))
+        n_missed = sum(item.missed for item in result.left_out)
+        missing = [tr("result.left_out", n=n_missed)] if n_missed else []
+        missing += [tr("result.tiles_failed", n=len(result.failed_tiles))] if result.failed_tiles else []
+        self.missing.setText("\n".join(missing))
+        self.missing.setVisible(bool(missing))
+
+    def _ask_other(self) -> None:
+        start = str(self.folder or "")
+        path, _ = QFileDialog.getOpenFileName(self, tr("result.other"), start, "FITS (*.fits *.fit)")
+        if path:
+            self.open_mosaic(Path(path))
+
+    def make_report(self) -> None:
+        """Write the report in a process of its own, then show it."""
+        path = [str(Path(entry).absolute()) for entry in sys.path]
+        code = _REPORT.format(path=path, folder=str(self.folder))
+        self.report.setEnabled(False)
+        self.report.setText(tr("result.report.writing"))
+        self._process.start(sys.executable, ["-P", "-c", code])
+
+    def _show_report(self, status: int) -> None:
+        self.report.setEnabled(True)
+        self.report.setText(tr("result.report"))
+        if status == 0:
+            show_folder(self.folder / "report.html")
+            return
+        words = bytes(self._process.readAllStandardError()).decode("utf-8", "replace").strip()
+        self.trouble.setText(words or tr("result.report.failed"))
+        self.trouble.show()
+
+    def shutdown(self) -> None:
+        """End what the page has running."""
+        if self._process.state() != QProcess.ProcessState.NotRunning:
+            self._process.finished.disconnect(self._show_report)
+            self._process.kill()
+            self._process.waitForFinished(1000)
+        self.viewer.shutdown()
+        self.table.shutdown()
+
+    def retranslate(self) -> None:
+        """Take the words anew."""
+        self.tabs.setTabText(0, tr("result.mosaic"))
+        self.tabs.setTabText(1, tr("result.frames"))
+        self.report.setText(tr("result.report"))
+        self.without.setText(tr("result.without"))
+        self.without.setToolTip(tr("result.without.help"))
+        self.other.setText(tr("result.other"))
+        self._show_words()
+
+    def changeEvent(self, event: QEvent) -> None:
+        """Follow the language."""
+        super().changeEvent(event)
+        if event.type() == QEvent.Type.LanguageChange:
+            self.retranslate()

@@ -1,0 +1,241 @@
+"""The third page: a run is started, watched and stopped."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from pathlib import Path
+
+from PySide6.QtCore import QEvent, QTimer
+from PySide6.QtWidgets import QHBoxLayout, QProgressBar, QTabWidget, QVBoxLayout, QWidget
+
+from zemosaic_events import (
+    FinishReason,
+    FrameLeftOut,
+    PhaseProgress,
+    PlannedTile,
+    RunFinished,
+    SurveyFrame,
+    TileDone,
+    TileFailed,
+    TilesPlanned,
+    TileStarted,
+    describe,
+)
+from zemosaic_gui_eta import Outlook, RunClock
+from zemosaic_gui_lazy import LazyWidget
+from zemosaic_gui_log import LogView, Problems
+from zemosaic_gui_parts import GAP, Card, duration_range, duration_text, label
+from zemosaic_gui_text import tr
+from zemosaic_types import RunDied
+
+_TICK_MS = 500
+_STEPS = 1000
+_PHASES = ("scan", "headers", "solve", "measure", "stack", "assemble")
+_LINES_AT_MOST = 3  # of a reason, in the status; the log has it all
+
+
+class RunPage(QWidget):
+    """The page of a run; it shows what it hears and starts nothing itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._clock = RunClock(time.monotonic())
+        self._frames: tuple[SurveyFrame, ...] = ()
+        self._excluded: frozenset[str] = frozenset()
+        self._tiles: dict[int, PlannedTile] = {}
+        self._states: dict[int, str] = {}
+        self._status = ("run.ready", {})
+        self._details = ""
+        self.status, self.detail = label("title"), label("faint", wrap=True)
+        self.eta = label("number")
+        self.eta_note = label("faint")
+        self.progress = QProgressBar(textVisible=False, maximum=_STEPS)
+        self.facts = label("faint", wrap=True)
+        self.map = LazyWidget("zemosaic_gui_skymap", "SkyMap", self._with_map)
+        self.log, self.problems = LogView(), Problems()
+        self.tabs = QTabWidget()
+        self._tick = QTimer(self, interval=_TICK_MS)
+        self._tick.timeout.connect(self._show_eta)
+        self._lay_out()
+        self.problems.counted.connect(lambda _: self._name_tabs())
+        self.retranslate()
+
+    def _lay_out(self) -> None:
+        top = Card(spacing=8)
+        words = QVBoxLayout()
+        words.addWidget(self.status)
+        words.addWidget(self.detail)
+        times = QVBoxLayout()
+        times.addWidget(self.eta)
+        times.addWidget(self.eta_note)
+        row = QHBoxLayout()
+        row.addLayout(words, 1)
+        row.addLayout(times)
+        top.column.addLayout(row)
+        top.column.addWidget(self.progress)
+        top.column.addWidget(self.facts)
+        self.tabs.addTab(self.log, "")
+        self.tabs.addTab(self.problems, "")
+        sky = Card()
+        sky.column.setContentsMargins(8, 8, 8, 4)
+        sky.column.addWidget(self.map, 1)
+        below = QHBoxLayout()
+        below.setSpacing(GAP)
+        below.addWidget(sky, 6)
+        below.addWidget(self.tabs, 5)
+        page = QVBoxLayout(self)
+        page.setContentsMargins(GAP, GAP, GAP, GAP)
+        page.setSpacing(GAP)
+        page.addWidget(top)
+        page.addLayout(below, 1)
+
+    def _with_map(self, sky_map: QWidget) -> None:
+        sky_map.set_frames(self._frames)
+        sky_map.set_excluded(self._excluded)
+        sky_map.set_tiles(self._tiles.values())
+        for tile, state in self._states.items():
+            self._colour(tile, state)
+
+    def show_frames(self, frames: Iterable[SurveyFrame], tiles: Iterable[PlannedTile], excluded: frozenset[str]) -> None:
+        """Show where the frames and the tiles of the run to come lie."""
+        self._frames, self._excluded = tuple(frames), excluded
+        self._tiles, self._states = {tile.tile: tile for tile in tiles}, {}
+        if self.map.widget is not None:
+            self._with_map(self.map.widget)
+
+    def show_plan(self, facts: str, trouble: str = "") -> None:
+        """Say what a run would do, or what is in its way."""
+        self.facts.setText(facts)
+        self._say("run.blocked" if trouble else "run.ready", trouble)
+
+    # ---- a run -------------------------------------------------------------------------------------------
+
+    def begin(self, expected_s: tuple[float, float] | None) -> None:
+        """A run starts."""
+        self._clock = RunClock(time.monotonic(), expected_s)
+        self._states = {}
+        self.log.clear()
+        self.problems.clear()
+        self.progress.setRange(0, _STEPS)
+        self.progress.setValue(0)
+        self._say("run.starting")
+        self._tick.start()
+        self._show_eta()
+
+    def hear(self, event: object) -> None:
+        """Show an event of the run."""
+        match event:
+            case PhaseProgress(phase, done, total):
+                self._on_progress(event, phase, done, total)
+                return
+            case TilesPlanned(_, tiles):
+                self._tiles = {tile.tile: tile for tile in tiles}
+                if self.map.widget is not None:
+                    self.map.widget.set_tiles(tiles)
+            case TileStarted(tile):
+                self._mark(tile, "RUNNING")
+            case TileDone(tile):
+                self._mark(tile, "DONE")
+            case TileFailed(tile, reason):
+                self._mark(tile, "FAILED")
+                self.problems.add(tr("problems.tile", tile=tile), reason)
+            case FrameLeftOut(left_out) if left_out.missed:
+                self.problems.add(Path(left_out.path).name, left_out.reason)
+        text, _, level = describe(event)
+        self.log.add(text, level)
+
+    def _on_progress(self, event: PhaseProgress, phase: str, done: int, total: int) -> None:
+        if phase != self._clock.phase:
+            self.log.add(_phase(phase))
+        self._clock.hear(event)
+        self.progress.setValue(max(self.progress.value(), round(_STEPS * self._clock.fraction)))
+        self._status = (f"phase.{phase}" if phase in _PHASES else "run.phase", {"phase": phase})
+        self._details = tr("run.of", done=done, total=total) if total else ""
+        self._show_status()
+
+    def _mark(self, tile: int, state: str) -> None:
+        self._states[tile] = state
+        self._colour(tile, state)
+
+    def _colour(self, tile: int, state: str) -> None:
+        if self.map.widget is not None:
+            states = type(self.map.widget.tile_state(tile)) if self.map.widget.tile_state(tile) else None
+            if states is not None:
+                self.map.widget.set_tile_state(tile, states[state])
+
+    def stopping(self) -> None:
+        """The run was asked to stop."""
+        self._say("run.stopping")
+        self.log.add(tr("run.stopping"))
+
+    def end(self, event: RunFinished, outcome: object) -> None:
+        """The run has ended."""
+        self._tick.stop()
+        self.eta.setText("")
+        self.eta_note.setText(tr("run.took", time=duration_text(self._clock.elapsed(time.monotonic()))))
+        names = {
+            FinishReason.COMPLETE: "run.complete",
+            FinishReason.WITH_FAILURES: "run.with_failures",
+            FinishReason.CANCELLED: "run.cancelled",
+            FinishReason.ERROR: "run.died" if isinstance(outcome, RunDied) else "run.failed",
+        }
+        good = event.reason in (FinishReason.COMPLETE, FinishReason.WITH_FAILURES)
+        self.progress.setValue(_STEPS if good else self.progress.value())
+        reason = str(outcome) if event.reason is FinishReason.ERROR else ""
+        if reason:
+            self.problems.add(tr("problems.run"), reason)
+        self.log.add("\n".join(filter(None, (tr(names[event.reason]), reason))), "INFO" if good else "ERROR")
+        self._say(names[event.reason], reason)
+
+    def _say(self, key: str, details: str = "") -> None:
+        self._status, self._details = (key, {}), details
+        self._show_status()
+
+    def _show_status(self) -> None:
+        key, values = self._status
+        self.status.setText(tr(key, **values))
+        self.detail.setText("\n".join(self._details.splitlines()[:_LINES_AT_MOST]))
+        self.detail.setVisible(bool(self._details))
+
+    def _show_eta(self) -> None:
+        now = time.monotonic()
+        outlook = self._clock.outlook(now)
+        self.eta.setText(eta_text(outlook))
+        self.eta_note.setText(tr("run.elapsed", time=duration_text(self._clock.elapsed(now))))
+
+    def shutdown(self) -> None:
+        """End what the page has running."""
+        self._tick.stop()
+        self.map.shutdown()
+
+    def _name_tabs(self) -> None:
+        self.tabs.setTabText(0, tr("run.log"))
+        n = self.problems.topLevelItemCount()
+        self.tabs.setTabText(1, tr("run.problems.some", n=n) if n else tr("run.problems"))
+
+    def retranslate(self) -> None:
+        """Take the words anew."""
+        self._name_tabs()
+        self._show_status()
+        if self._tick.isActive():
+            self._show_eta()
+
+    def changeEvent(self, event: QEvent) -> None:
+        """Follow the language."""
+        super().changeEvent(event)
+        if event.type() == QEvent.Type.LanguageChange:
+            self.retranslate()
+
+
+def _phase(phase: str) -> str:
+    return tr(f"phase.{phase}") if phase in _PHASES else tr("run.phase", phase=phase)
+
+
+def eta_text(outlook: Outlook | None) -> str:
+    """Return what is left of a run, in words."""
+    if outlook is None:
+        return tr("eta.unknown")
+    if outlook.late:
+        return tr("eta.late")
+    return tr("eta.left", range=duration_range(outlook.low, outlook.high))

@@ -1,0 +1,130 @@
+"""How the program looks: light, dark, or as the system is."""
+
+from __future__ import annotations
+
+from PySide6.QtCore import Qt
+from PySide6.QtGui import QColor, QPalette
+from PySide6.QtWidgets import QApplication
+
+#: What the user may choose.
+THEMES = ("system", "light", "dark")
+
+_LIGHT = {
+    "window": "#f4f5f7",
+    "base": "#ffffff",
+    "raised": "#ffffff",
+    "text": "#1d2430",
+    "faint": "#667085",
+    "line": "#d9dde4",
+    "hover": "#e9ecf1",
+    "accent": "#2563c9",
+    "accent_hover": "#1d53ab",
+    "on_accent": "#ffffff",
+    "warning": "#9a5b00",
+    "error": "#b3261e",
+}
+_DARK = {
+    "window": "#15181d",
+    "base": "#1b1f26",
+    "raised": "#1f242c",
+    "text": "#e7eaf0",
+    "faint": "#98a2b3",
+    "line": "#343b47",
+    "hover": "#2a303a",
+    "accent": "#4c8dff",
+    "accent_hover": "#6aa1ff",
+    "on_accent": "#0b1220",
+    "warning": "#f0b45c",
+    "error": "#ff8a80",
+}
+
+_SHEET = """
+QToolTip { color: %(text)s; background: %(raised)s; border: 1px solid %(line)s; padding: 5px; }
+QFrame#card { background: %(raised)s; border: 1px solid %(line)s; border-radius: 10px; }
+QFrame#footer, QFrame#header { background: %(raised)s; }
+QFrame#header { border-bottom: 1px solid %(line)s; }
+QFrame#footer { border-top: 1px solid %(line)s; }
+QFrame#drop { background: %(raised)s; border: 2px dashed %(line)s; border-radius: 14px; }
+QFrame#drop[over="true"] { border-color: %(accent)s; background: %(hover)s; }
+QLabel#title { font-size: 17pt; font-weight: 600; }
+QLabel#heading { font-size: 11pt; font-weight: 600; }
+QLabel#faint { color: %(faint)s; }
+QLabel#number { font-size: 16pt; font-weight: 600; }
+QLabel#warning { color: %(warning)s; }
+QLabel#error { color: %(error)s; }
+QPushButton { padding: 6px 14px; border: 1px solid %(line)s; border-radius: 6px; background: %(raised)s; }
+QPushButton:hover, QToolButton:hover { background: %(hover)s; }
+QPushButton:focus, QToolButton:focus { border: 1px solid %(accent)s; }
+QPushButton:disabled { color: %(faint)s; }
+QPushButton[primary="true"] {
+    background: %(accent)s; color: %(on_accent)s; border: 1px solid %(accent)s; font-weight: 600; padding: 8px 22px;
+}
+QPushButton[primary="true"]:hover { background: %(accent_hover)s; }
+QPushButton[primary="true"]:focus { border: 2px solid %(text)s; padding: 7px 21px; }
+QPushButton[primary="true"]:disabled { background: %(hover)s; color: %(faint)s; border-color: %(line)s; }
+QToolButton { padding: 5px 8px; border: 1px solid transparent; border-radius: 6px; background: transparent; }
+QToolButton#step { padding: 9px 18px; font-size: 11pt; color: %(faint)s; border-radius: 8px; }
+QToolButton#step:checked { color: %(accent)s; background: %(hover)s; font-weight: 600; }
+QToolButton#step:disabled { color: %(line)s; }
+QToolButton::menu-indicator { image: none; }
+QPushButton#preset { text-align: left; padding: 10px 14px; }
+QPushButton#preset:checked { border: 2px solid %(accent)s; padding: 9px 13px; background: %(hover)s; }
+QLineEdit, QComboBox, QSpinBox, QDoubleSpinBox { padding: 4px 6px; min-height: 20px; }
+QScrollArea, QScrollArea > QWidget > QWidget { background: transparent; border: none; }
+QFrame#card QScrollArea { border: none; }
+QProgressBar { border: none; border-radius: 5px; background: %(hover)s; max-height: 10px; min-height: 10px; }
+QProgressBar::chunk { border-radius: 5px; background: %(accent)s; }
+QTabWidget::pane { border: 1px solid %(line)s; border-radius: 8px; background: %(raised)s; top: -1px; }
+QTabBar::tab { padding: 7px 16px; border: none; color: %(faint)s; }
+QTabBar::tab:selected { color: %(text)s; font-weight: 600; border-bottom: 2px solid %(accent)s; }
+QTabBar::tab:focus { color: %(accent)s; }
+QSplitter::handle { background: transparent; }
+"""
+
+
+def is_dark(theme: str) -> bool:
+    """Whether a theme is dark now; that of the system may change."""
+    if theme == "system":
+        return QApplication.styleHints().colorScheme() == Qt.ColorScheme.Dark
+    return theme == "dark"
+
+
+def apply_theme(application: QApplication, theme: str) -> None:
+    """Give the program a theme, one of `THEMES`."""
+    colours = _DARK if is_dark(theme) else _LIGHT
+    if application.style().objectName() != "fusion":
+        application.setStyle("Fusion")
+    application.setPalette(_palette(colours))
+    application.setStyleSheet(_SHEET % colours)
+
+
+def _palette(colours: dict[str, str]) -> QPalette:
+    roles = QPalette.ColorRole
+    named = {
+        roles.Window: "window",
+        roles.WindowText: "text",
+        roles.Base: "base",
+        roles.AlternateBase: "window",
+        roles.Text: "text",
+        roles.Button: "raised",
+        roles.ButtonText: "text",
+        roles.BrightText: "error",
+        roles.ToolTipBase: "raised",
+        roles.ToolTipText: "text",
+        roles.PlaceholderText: "faint",
+        roles.Highlight: "accent",
+        roles.HighlightedText: "on_accent",
+        roles.Link: "accent",
+        roles.Light: "hover",
+        roles.Midlight: "hover",
+        roles.Mid: "line",
+        roles.Dark: "line",
+        roles.Shadow: "line",
+        roles.Accent: "accent",
+    }
+    palette = QPalette()
+    for role, name in named.items():
+        palette.setColor(role, QColor(colours[name]))
+    for role in (roles.WindowText, roles.Text, roles.ButtonText):
+        palette.setColor(QPalette.ColorGroup.Disabled, role, QColor(colours["faint"]))
+    return palette
