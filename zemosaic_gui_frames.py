@@ -38,7 +38,7 @@ from PySide6.QtWidgets import (
 
 from zemosaic_events import SurveyFrame
 from zemosaic_gui_background import Background
-from zemosaic_gui_picture_texts import tr
+from zemosaic_gui_text import tr
 from zemosaic_ledger import judge, read_ledger, root_mean_square
 from zemosaic_outputs import LedgerRow
 

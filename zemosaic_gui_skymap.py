@@ -18,8 +18,8 @@ from PySide6.QtWidgets import QGraphicsPathItem, QHBoxLayout, QLabel, QToolTip, 
 from zemosaic_events import PlannedTile, SurveyFrame
 from zemosaic_gui_background import Background
 from zemosaic_gui_legend import Ramp, Swatch
-from zemosaic_gui_picture_texts import tr
 from zemosaic_gui_sky import SkyGrid, TangentPlane, covering, dec_text, depth_image, middle_of, ra_text, sky_grid
+from zemosaic_gui_text import tr
 
 MAX_OUTLINES = 400  # in view; beyond, depth alone tells more
 

@@ -27,7 +27,6 @@ from PySide6.QtWidgets import (
 from zemosaic_events import CancelToken
 from zemosaic_gui_background import Background
 from zemosaic_gui_legend import Ramp
-from zemosaic_gui_picture_texts import tr
 from zemosaic_gui_pyramid import (
     MODES,
     ImageInfo,
@@ -41,6 +40,7 @@ from zemosaic_gui_pyramid import (
     tones_of,
 )
 from zemosaic_gui_sky import dec_text, ra_text
+from zemosaic_gui_text import tr
 from zemosaic_types import FrameError, Rect
 
 _OVERVIEW_PX = 700
@@ -421,7 +421,8 @@ class MosaicViewer(QWidget):
         texts.append(("≈ " if step > 1 else "") + f"{numbers} {info.unit}".strip())
         depth = None if self._coverage is None else self._coverage.at(x, y)
         if depth is not None:
-            texts.append(tr("viewer.depth", n=f"{depth[0].max():.4g}"))
+            n = float(depth[0].max())
+            texts.append(tr("viewer.depth", n=int(n) if n.is_integer() else f"{n:.1f}"))
         return "   ·   ".join(texts)
 
     def eventFilter(self, watched: object, event: QEvent) -> bool:

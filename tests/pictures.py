@@ -6,9 +6,11 @@ import weakref
 from contextlib import contextmanager
 
 import numpy as np
-from PySide6.QtCore import QTimer
+from PySide6.QtCore import QEvent, QTimer
+from PySide6.QtWidgets import QAbstractButton, QApplication, QLabel
 
 from zemosaic_events import PlannedTile, SurveyFrame
+from zemosaic_gui_text import set_language
 from zemosaic_reproject import Canvas
 from zemosaic_tiling import cut_cells
 from zemosaic_types import Rect
@@ -92,3 +94,16 @@ def assert_it_goes(qtbot, kind):
     del widget
     gc.collect()
     assert held() is None
+
+
+def assert_it_speaks_french(widget):
+    """A widget whose program changes its language must take its words anew, all that it shows among them."""
+    words = {found.text() for kind in (QLabel, QAbstractButton) for found in widget.findChildren(kind)}
+    set_language("fr")
+    try:
+        QApplication.sendEvent(widget, QEvent(QEvent.Type.LanguageChange))
+        now = {found.text() for kind in (QLabel, QAbstractButton) for found in widget.findChildren(kind)}
+        assert len(now - words) >= 3
+        return now
+    finally:
+        set_language("en")

@@ -67,9 +67,9 @@ FLOORS = [
     {
         "zemosaic_gui_background",
         "zemosaic_gui_legend",
-        "zemosaic_gui_picture_texts",
         "zemosaic_gui_pyramid",
         "zemosaic_gui_sky",
+        "zemosaic_gui_text",
     },
     {"zemosaic_gui_frames", "zemosaic_gui_skymap", "zemosaic_gui_viewer"},
     {"zemosaic_demo", "zemosaic_terminal", "zemosaic_doctor"},

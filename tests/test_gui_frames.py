@@ -11,7 +11,15 @@ pytest.importorskip("PySide6")
 from PySide6.QtCore import QItemSelectionModel, Qt
 
 from grid_mode import GridSettings
-from pictures import BAD_REASON, assert_it_goes, canvas_of, frames_on, nothing_left, settle
+from pictures import (
+    BAD_REASON,
+    assert_it_goes,
+    assert_it_speaks_french,
+    canvas_of,
+    frames_on,
+    nothing_left,
+    settle,
+)
 from surveys import Run, survey_in
 from zemosaic_events import SurveyFrame
 from zemosaic_gui_frames import FramesTable, lines_of_ledger
@@ -224,3 +232,7 @@ def test_frames_told_while_a_ledger_is_read_are_what_is_shown(qtbot, table, run)
 
 def test_nothing_is_left_of_what_is_closed(qtbot):
     assert_it_goes(qtbot, FramesTable)
+
+
+def test_the_words_follow_the_language(table):
+    assert "Écarter" in assert_it_speaks_french(table)

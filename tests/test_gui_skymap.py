@@ -11,7 +11,16 @@ from dataclasses import replace
 from PySide6.QtCore import QPointF, Qt
 from PySide6.QtGui import QColor, QPalette
 
-from pictures import BAD_REASON, assert_it_goes, canvas_of, frames_on, nothing_left, settle, tiles_on
+from pictures import (
+    BAD_REASON,
+    assert_it_goes,
+    assert_it_speaks_french,
+    canvas_of,
+    frames_on,
+    nothing_left,
+    settle,
+    tiles_on,
+)
 from zemosaic_events import SurveyFrame
 from zemosaic_gui_skymap import MAX_OUTLINES, SkyMap, TileState
 
@@ -231,3 +240,7 @@ def test_the_map_follows_the_theme(qtbot, sky_map):
 
 def test_nothing_is_left_of_what_is_closed(qtbot):
     assert_it_goes(qtbot, SkyMap)
+
+
+def test_the_words_follow_the_language(sky_map):
+    assert "en attente" in assert_it_speaks_french(sky_map)

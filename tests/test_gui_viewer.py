@@ -9,7 +9,7 @@ pytest.importorskip("pyqtgraph")
 from PySide6.QtCore import QPointF, Qt
 
 from grid_mode import GridSettings
-from pictures import assert_it_goes, nothing_left, settle
+from pictures import assert_it_goes, assert_it_speaks_french, nothing_left, settle
 from surveys import Run, survey_in
 from test_gui_pyramid import large_image
 from zemosaic_fits_products import read_product_wcs
@@ -100,7 +100,7 @@ def test_the_coverage_lies_over_the_mosaic(qtbot, viewer, run):
     assert viewer._ramp.range_shown()[1] == str(int(run.coverage.max()))
     x, y = a_covered_pixel(run)
     n = run.coverage.reshape(-1, *run.coverage.shape[-2:])[:, y, x].max()
-    assert f"{n} frames" in viewer.describe(x, y)
+    assert f"{n} frame" in viewer.describe(x, y)
     viewer._coverage_box.click()
     assert not viewer._coverage_item.isVisible()
 
@@ -173,3 +173,7 @@ def test_a_viewer_can_be_closed_while_it_reads(qtbot, viewer, tmp_path):
 
 def test_nothing_is_left_of_what_is_closed(qtbot):
     assert_it_goes(qtbot, MosaicViewer)
+
+
+def test_the_words_follow_the_language(viewer):
+    assert "Ajuster" in assert_it_speaks_french(viewer)
