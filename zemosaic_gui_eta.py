@@ -10,12 +10,12 @@ from zemosaic_events import PhaseProgress
 _SHARES = {"scan": 1, "headers": 4, "solve": 10, "measure": 30, "stack": 48, "assemble": 7}
 _FIRST_SAYS = 0.05  # of the run; before, what was estimated beforehand counts
 _SPREAD = (0.5, 0.15)  # of the range, at the start and at the end
-_LATE = 1.5
+_LATE, _LATE_S = 1.5, 5.0
 
 
 @dataclass(frozen=True)
 class Outlook:
-    """What is left of a run: seconds from `low` to `high`; `late` if it takes longer than was said."""
+    """What is left of a run: seconds from `low` to `high`; `late` if it takes longer than was said first."""
 
     low: float
     high: float
@@ -57,18 +57,19 @@ class RunClock:
     def outlook(self, now: float) -> Outlook | None:
         """Return what is left, None while nothing can be said.
 
-        Neither end of the range ever grows: a run that is slower than was said is called late instead.
+        Neither end of the range ever grows, but for a run that is far slower than was said: from then on it is
+        called late, with a new range.
         """
         range_s = self._estimate(now)
         if range_s is None:
             return self._shown
         low, high = range_s
-        late = False
-        if self._shown is not None:
-            late = low > _LATE * self._shown.high
-            high = min(high, self._shown.high)
-            low = min(low, self._shown.low, high)
-        self._shown = Outlook(low, high, late)
+        shown = self._shown
+        if shown is None or low > _LATE * shown.high + _LATE_S:
+            self._shown = Outlook(low, high, late=shown is not None)
+        else:
+            high = min(high, shown.high)
+            self._shown = Outlook(min(low, shown.low, high), high, shown.late)
         return self._shown
 
     def _estimate(self, now: float) -> tuple[float, float] | None:

@@ -24,7 +24,8 @@ from zemosaic_gui_settings import Settings
 from zemosaic_gui_text import choice_label, option_help, option_label, tr, unit_label
 from zemosaic_types import ConfigError
 
-_EDITOR_WIDTH = 190
+_EDITOR_WIDTH = 178
+_EDITOR_HEIGHT = 28
 _MOST = 2**31 - 1
 _SWITCH = (None, True, False)
 
@@ -56,6 +57,7 @@ class Editor(QWidget):
         for widget in widgets:
             self._row.addWidget(widget)
             widget.setObjectName(self.option.key)
+            widget.setMinimumHeight(_EDITOR_HEIGHT)
         self.setFocusProxy(widgets[0])
 
 
@@ -94,11 +96,15 @@ class _Number(Editor):
         self._box = _spin_box(self.option)
         self._box.valueChanged.connect(self.edited.emit)
         self._put(self._box)
+        self.retranslate()
 
     def show_value(self, value: Value) -> None:
         before = self._box.blockSignals(True)
         self._box.setValue(value)
         self._box.blockSignals(before)
+
+    def retranslate(self) -> None:
+        self._box.setSuffix(f" {unit_label(self.option.unit)}" if self.option.unit else "")
 
 
 class _Pair(Editor):
@@ -219,10 +225,9 @@ class OptionRow(QWidget):
         super().__init__()
         self.option = find_option(key)
         self._settings = settings
-        self._label, self._help, self._unit = QLabel(), QLabel(wordWrap=True), QLabel()
+        self._label, self._help = QLabel(), QLabel(wordWrap=True)
         self._help.setObjectName("faint")
         self._help.setVisible(not brief)
-        self._unit.setObjectName("faint")
         self._back = QToolButton(text="↺")
         self._back.clicked.connect(lambda: settings.reset(key))
         policy = self._back.sizePolicy()
@@ -245,8 +250,6 @@ class OptionRow(QWidget):
         row.setSpacing(8)
         row.addLayout(words, 1)
         row.addWidget(self.editor)
-        self._unit.setFixedWidth(76)
-        row.addWidget(self._unit)
         row.addWidget(self._back)
 
     def matches(self, words: list[str]) -> bool:
@@ -259,7 +262,6 @@ class OptionRow(QWidget):
         option = self.option
         self._label.setText(option_label(option))
         self._help.setText(option_help(option))
-        self._unit.setText(unit_label(option.unit) if option.unit else "")
         default = tr("form.default", value=value_text(option, option.default))
         self._back.setToolTip(tr("form.reset", default=default))
         self._back.setAccessibleName(self._back.toolTip())

@@ -107,7 +107,6 @@ class Summary(Card):
 
     def __init__(self) -> None:
         super().__init__(spacing=6)
-        self.setFixedWidth(_SUMMARY_WIDTH)
         self._heading, self._cost_heading = label("heading"), label("heading")
         self.progress = QProgressBar(textVisible=False)
         self.status = label("faint", wrap=True)
@@ -209,7 +208,6 @@ class FrameCard(Card):
 
     def __init__(self) -> None:
         super().__init__(spacing=6)
-        self.setFixedWidth(_SUMMARY_WIDTH)
         self._frame: SurveyFrame | None = None
         self._out = False
         self.name, self.text = label("heading", wrap=True), label("faint", wrap=True)
@@ -281,7 +279,7 @@ class InputPage(QWidget):
         column.addStretch(1)
         area = QScrollArea(widgetResizable=True)
         area.setHorizontalScrollBarPolicy(Qt.ScrollBarPolicy.ScrollBarAlwaysOff)
-        area.setFixedWidth(_SUMMARY_WIDTH + 14)
+        area.setFixedWidth(_SUMMARY_WIDTH)
         area.setWidget(side)
         content = QWidget()
         row = QHBoxLayout(content)

@@ -152,6 +152,8 @@ class RunPage(QWidget):
         self.progress.setValue(max(self.progress.value(), round(_STEPS * self._clock.fraction)))
         self._status = (f"phase.{phase}" if phase in _PHASES else "run.phase", {"phase": phase})
         self._details = tr("run.of", done=done, total=total) if total else ""
+        if phase == "measure" and 0 < total <= done:  # what comes between says nothing of its progress
+            self._status, self._details = ("phase.match", {}), ""
         self._show_status()
 
     def _mark(self, tile: int, state: str) -> None:
@@ -202,7 +204,8 @@ class RunPage(QWidget):
         now = time.monotonic()
         outlook = self._clock.outlook(now)
         self.eta.setText(eta_text(outlook))
-        self.eta_note.setText(tr("run.elapsed", time=duration_text(self._clock.elapsed(now))))
+        elapsed = tr("run.elapsed", time=duration_text(self._clock.elapsed(now)))
+        self.eta_note.setText(f"{elapsed} · {tr('eta.late')}" if outlook and outlook.late else elapsed)
 
     def shutdown(self) -> None:
         """End what the page has running."""
@@ -236,6 +239,4 @@ def eta_text(outlook: Outlook | None) -> str:
     """Return what is left of a run, in words."""
     if outlook is None:
         return tr("eta.unknown")
-    if outlook.late:
-        return tr("eta.late")
     return tr("eta.left", range=duration_range(outlook.low, outlook.high))

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from PySide6.QtCore import Qt
 from PySide6.QtGui import QColor, QPalette
 from PySide6.QtWidgets import QApplication
 
 #: What the user may choose.
 THEMES = ("system", "light", "dark")
+
+_PICTURES = Path(__file__).with_name("zemosaic_pictures")
 
 _LIGHT = {
     "window": "#f4f5f7",
@@ -16,6 +20,7 @@ _LIGHT = {
     "text": "#1d2430",
     "faint": "#667085",
     "line": "#d9dde4",
+    "edge": "#b4bac4",
     "hover": "#e9ecf1",
     "accent": "#2563c9",
     "accent_hover": "#1d53ab",
@@ -29,7 +34,8 @@ _DARK = {
     "raised": "#1f242c",
     "text": "#e7eaf0",
     "faint": "#98a2b3",
-    "line": "#343b47",
+    "line": "#3a424f",
+    "edge": "#596372",
     "hover": "#2a303a",
     "accent": "#4c8dff",
     "accent_hover": "#6aa1ff",
@@ -65,11 +71,23 @@ QPushButton[primary="true"]:disabled { background: %(hover)s; color: %(faint)s; 
 QToolButton { padding: 5px 8px; border: 1px solid transparent; border-radius: 6px; background: transparent; }
 QToolButton#step { padding: 9px 18px; font-size: 11pt; color: %(faint)s; border-radius: 8px; }
 QToolButton#step:checked { color: %(accent)s; background: %(hover)s; font-weight: 600; }
-QToolButton#step:disabled { color: %(line)s; }
+QToolButton#step:focus { border: 1px solid %(line)s; }
+QCheckBox::indicator { width: 16px; height: 16px; border: 1px solid %(edge)s; border-radius: 4px; background: %(base)s; }
+QCheckBox::indicator:hover, QCheckBox::indicator:focus { border-color: %(accent)s; }
+QCheckBox::indicator:checked { background: %(accent)s; border-color: %(accent)s; image: url("%(tick)s"); }
 QToolButton::menu-indicator { image: none; }
 QPushButton#preset { text-align: left; padding: 10px 14px; }
 QPushButton#preset:checked { border: 2px solid %(accent)s; padding: 9px 13px; background: %(hover)s; }
-QLineEdit, QComboBox, QSpinBox, QDoubleSpinBox { padding: 4px 6px; min-height: 20px; }
+QLineEdit { padding: 4px 8px; border: 1px solid %(line)s; border-radius: 6px; background: %(base)s; }
+QLineEdit:focus { border-color: %(accent)s; }
+QPlainTextEdit, QTreeView, QTableView { border: 1px solid %(line)s; border-radius: 6px; }
+QHeaderView::section { padding: 5px 8px; border: none; border-bottom: 1px solid %(line)s; background: %(raised)s; }
+QScrollBar:vertical { background: transparent; width: 10px; margin: 0; }
+QScrollBar:horizontal { background: transparent; height: 10px; margin: 0; }
+QScrollBar::handle { background: %(line)s; border-radius: 4px; min-height: 32px; min-width: 32px; margin: 1px; }
+QScrollBar::handle:hover { background: %(faint)s; }
+QScrollBar::add-line, QScrollBar::sub-line { width: 0; height: 0; }
+QScrollBar::add-page, QScrollBar::sub-page { background: transparent; }
 QScrollArea, QScrollArea > QWidget > QWidget { background: transparent; border: none; }
 QFrame#card QScrollArea { border: none; }
 QProgressBar { border: none; border-radius: 5px; background: %(hover)s; max-height: 10px; min-height: 10px; }
@@ -95,7 +113,8 @@ def apply_theme(application: QApplication, theme: str) -> None:
     if application.style().objectName() != "fusion":
         application.setStyle("Fusion")
     application.setPalette(_palette(colours))
-    application.setStyleSheet(_SHEET % colours)
+    tick = _PICTURES / ("tick_dark.svg" if is_dark(theme) else "tick_light.svg")
+    application.setStyleSheet(_SHEET % (colours | {"tick": tick.as_posix()}))
 
 
 def _palette(colours: dict[str, str]) -> QPalette:
@@ -118,8 +137,8 @@ def _palette(colours: dict[str, str]) -> QPalette:
         roles.Light: "hover",
         roles.Midlight: "hover",
         roles.Mid: "line",
-        roles.Dark: "line",
-        roles.Shadow: "line",
+        roles.Dark: "edge",
+        roles.Shadow: "edge",
         roles.Accent: "accent",
     }
     palette = QPalette()

@@ -66,7 +66,8 @@ class MainWindow(QMainWindow):
         super().__init__()
         self.settings, self._memory = settings, memory
         self.survey, self.run = Job(self), Job(self)
-        self._stale_survey = self._overwrite = self._drop_suggested = self._leaving = self._survey_again = False
+        self._stale_survey = self._survey_again = self._stale_result = False
+        self._overwrite = self._drop_suggested = self._leaving = False
         self.input, self.run_page, self.result_page = InputPage(settings), RunPage(), ResultPage()
         self.mosaic = MosaicPage(settings, classic="classic" in PIPELINES)
         self.pages = dict(zip(STEPS, (self.input, self.mosaic, self.run_page, self.result_page), strict=True))
@@ -77,6 +78,7 @@ class MainWindow(QMainWindow):
         self._connect()
         self.retranslate()
         self.go("input")
+        self.primary.setFocus()
         self._remember()
 
     # ---- building ----------------------------------------------------------------------------------------
@@ -104,6 +106,7 @@ class MainWindow(QMainWindow):
         for k, name in enumerate(STEPS, start=1):
             step = self.steps[name] = QToolButton(checkable=True)
             step.setObjectName("step")
+            step.setFocusPolicy(Qt.FocusPolicy.TabFocus)
             step.clicked.connect(lambda _, name=name: self.go(name))
             QShortcut(QKeySequence(f"Ctrl+{k}"), self, lambda name=name: self.go(name))
             group.addButton(step)
@@ -183,13 +186,15 @@ class MainWindow(QMainWindow):
             self.go(STEPS[STEPS.index(self.step) + 1])
         elif self._has_result():
             self.go("result")
+        elif self._needs_grid():
+            self.settings.set("grid_mode_enabled", True)
+            self._show_plan()
+            self._show_state()
         else:
             self.start()
 
     def _has_result(self) -> bool:
         return self.result_page.result is not None and not self.run.running and not self._stale_result
-
-    _stale_result = False
 
     def _show_state(self) -> None:
         """Name and enable the buttons as things are."""
@@ -203,6 +208,8 @@ class MainWindow(QMainWindow):
             name = "do.choose"
         elif step == "run" and self._has_result():
             name = "do.result"
+        elif step == "run" and self._needs_grid():
+            name = "do.grid"
         self.primary.setText(tr(name))
         self.primary.setEnabled(self._can_lead_on())
         self.hint.setText(tr(f"hint.{step}") if not running else tr("hint.running"))
@@ -211,7 +218,7 @@ class MainWindow(QMainWindow):
         if self.step == "input":
             return not self.settings.value("input_dir") or self.input.ready
         if self.step == "run":
-            return self._has_result() or not self._trouble()
+            return self._has_result() or self._needs_grid() or not self._trouble()
         return self.step == "mosaic" or self.result_page.folder is not None
 
     # ---- survey ------------------------------------------------------------------------------------------
@@ -271,13 +278,19 @@ class MainWindow(QMainWindow):
         if not self.settings.value("output_dir"):
             return tr("trouble.output")
         try:
-            name, _ = choose_pipeline(self.settings.value("input_dir"), self.settings.config())
-            find_pipeline(name)
-        except (ConfigError, PlanError) as error:
-            if isinstance(error, ConfigError) and "classic" not in PIPELINES:
-                return tr("trouble.classic")
+            find_pipeline(self._choose()[0])
+        except PlanError as error:
             return str(error)
+        except ConfigError as error:
+            return tr("trouble.classic") if "classic" not in PIPELINES else str(error)
         return ""
+
+    def _choose(self) -> tuple[str, str]:
+        return choose_pipeline(self.settings.value("input_dir"), self.settings.config())
+
+    def _needs_grid(self) -> bool:
+        """Whether a tick at Grid mode is all that is missing."""
+        return self._trouble() == tr("trouble.classic")
 
     def _show_plan(self) -> None:
         found, excluded = self.input.found, self.input.excluded
@@ -288,7 +301,7 @@ class MainWindow(QMainWindow):
         trouble = self._trouble()
         facts = [tr("found.frames", n=len(found.usable(excluded)))]
         if not trouble:
-            name, _ = choose_pipeline(self.settings.value("input_dir"), self.settings.config())
+            name, _ = self._choose()
             facts.append(title_of(name))
         if found.done and found.done.shape[0]:
             facts.append(tr("run.expected", range=duration_range(*found.done.wall_s)))
@@ -297,6 +310,8 @@ class MainWindow(QMainWindow):
 
     def start(self) -> None:
         """Start the run; asks before an earlier mosaic is replaced."""
+        if self.run.running or self._trouble():
+            return
         output = Path(self.settings.value("output_dir"))
         if not self._overwrite and any(output.glob("mosaic*.fits")):
             if not self._ask("replace", tr("replace.text", folder=output)):
@@ -304,7 +319,7 @@ class MainWindow(QMainWindow):
             self._overwrite = True
         self.survey.cancel()
         self._keep_settings()
-        name, reason = choose_pipeline(self.settings.value("input_dir"), self.settings.config())
+        name, reason = self._choose()
         request = RunRequest(
             name,
             Path(self.settings.value("input_dir")),
