@@ -64,7 +64,7 @@ class Editor(QWidget):
 class _Tick(Editor):
     def _build(self) -> None:
         self._box = QCheckBox()
-        self._box.clicked.connect(self.edited.emit)
+        self._box.clicked.connect(lambda value: self.edited.emit(value))
         self._put(self._box)
 
     def show_value(self, value: Value) -> None:
@@ -94,14 +94,12 @@ class _Choice(Editor):
 class _Number(Editor):
     def _build(self) -> None:
         self._box = _spin_box(self.option)
-        self._box.valueChanged.connect(self.edited.emit)
+        self._box.valueChanged.connect(lambda value: self.edited.emit(value))
         self._put(self._box)
         self.retranslate()
 
     def show_value(self, value: Value) -> None:
-        before = self._box.blockSignals(True)
-        self._box.setValue(value)
-        self._box.blockSignals(before)
+        _show_number(self._box, value)
 
     def retranslate(self) -> None:
         self._box.setSuffix(f" {unit_label(self.option.unit)}" if self.option.unit else "")
@@ -117,15 +115,20 @@ class _Pair(Editor):
 
     def show_value(self, value: Value) -> None:
         for box, part in zip(self._boxes, value, strict=True):
-            before = box.blockSignals(True)
-            box.setValue(part)
-            box.blockSignals(before)
+            _show_number(box, part)
+
+
+def _show_number(box: QAbstractSpinBox, value: float) -> None:
+    if box.value() != value:  # else what is half typed would be written anew
+        before = box.blockSignals(True)
+        box.setValue(value)
+        box.blockSignals(before)
 
 
 class _Text(Editor):
     def _build(self) -> None:
         self._line = QLineEdit()
-        self._line.textEdited.connect(self.edited.emit)
+        self._line.textEdited.connect(lambda value: self.edited.emit(value))
         self._put(self._line)
 
     def show_value(self, value: Value) -> None:

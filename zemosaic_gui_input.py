@@ -432,12 +432,14 @@ class InputPage(QWidget):
 
     def retranslate(self) -> None:
         """Take the words anew."""
-        for row, name in ((self.input, "input.frames"), (self.output, "input.output")):
-            row.line.setAccessibleName(tr(name))
+        for row, name, words in (
+            (self.input, "frames", self._input_label),
+            (self.output, "output", self._output_label),
+        ):
+            words.setText(tr(f"input.{name}"))
+            row.line.setAccessibleName(tr(f"input.{name}"))
             row.button.setText(tr("input.browse"))
-            row.line.setPlaceholderText(tr(f"{name}.hint"))
-        self._input_label.setText(tr("input.frames"))
-        self._output_label.setText(tr("input.output"))
+            row.line.setPlaceholderText(tr(f"input.{name}.hint"))
         self.again.setText(tr("input.again"))
         self.tabs.setTabText(0, tr("input.map"))
         self.tabs.setTabText(1, tr("input.table"))
