@@ -23,7 +23,7 @@ AS_SUGGESTED = "left out as suggested: "
 #: The reason in the ledger of a frame that the user named.
 EXCLUDED = "left out by the user"
 
-_TEXTS = frozenset({"path", "reason", "frame_id", "date_obs", "filter", "outline"})
+_TEXTS = frozenset({"placed_by", "path", "reason", "frame_id", "date_obs", "filter", "outline"})
 _WHOLE = frozenset({"line", "n_stars", "group", "gain_group", "n_tiles", "n_samples", "n_rejected_low"})
 _COUNTS = frozenset({"n_tiles", "n_samples", "n_rejected_low", "n_rejected_high"})
 _MAX_REASONS = 3

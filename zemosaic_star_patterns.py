@@ -1,0 +1,376 @@
+"""Star patterns: which frames show the same stars, and by which similarity one becomes the other.
+
+Kernels over arrays. A pattern is a frame's brightest stars and its quads: four near stars, whose shape survives a
+similarity and tells mirrored from plain. The shape's code is that of D. Lang et al. (AJ 139, 1782, 2010): the two
+stars furthest apart are put at 0 and 1, the places of the other two are the code. One quad seen in both frames is
+enough for a guess; a guess counts only if far more stars coincide by it than chance would bring together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import combinations
+
+import numpy as np
+from astropy.wcs import WCS
+from scipy.spatial import KDTree
+from scipy.special import betainc
+
+#: So many of a frame's stars, the brightest, are its pattern; with fewer than so many it has none.
+MOST_STARS, FEWEST_STARS = 150, 6
+#: The probability that stars of two skies coincide as well by chance, above which they are no match.
+MOST_BY_CHANCE = 1e-9
+#: A star counts as common within so many pixels of its place (of the coarser frame).
+REACH_PX = 2.0
+
+# Quads are made of the so many brightest stars, each with near ones: frames of unlike depth have some in common.
+_DEPTHS = (15, 30, 60, 120)
+_NEAR = 6
+_SHORTEST_SIDE_PX = 12.0
+_CODE_TOLERANCE = 0.02
+_QUADS_THAT_VOTE = 500
+_VOTES_A_QUAD = 16
+_LIKE_QUADS = 4
+_MOST_GUESSES, _MOST_REFINED = 200, 4
+_ROUNDS = 4
+_NARROW_PX = 0.7
+_FIXED_BY_GUESS = 4
+_LEAST_SHARE = 0.2
+_FIELD_POINTS = 24
+_TAN_ROUNDS, _CLIP_ROUNDS = 4, 3
+_CLIP_SIGMA, _CLIP_FLOOR_PX = 4.0, 0.3
+
+
+@dataclass(frozen=True)
+class StarPattern:
+    """The brightest stars of a frame and the shapes that four near ones form.
+
+    Attributes
+    ----------
+    z : ndarray, shape (n,), complex128
+        Places ``x + iy`` in pixels, brightest first.
+    shape : tuple of int
+        ``(ny, nx)`` of the image.
+    quads : ndarray, shape (q, 4), int64
+        Stars of each quad, the two furthest apart first; quads of the brightest stars first.
+    codes : ndarray, shape (q, 4), float64
+        Shapes of the quads: equal, but for noise, under shift, rotation and scale.
+    """
+
+    z: np.ndarray
+    shape: tuple[int, int]
+    quads: np.ndarray
+    codes: np.ndarray
+
+    def mirrored(self) -> StarPattern:
+        """Return the pattern of the image with its columns reversed."""
+        flipped = self.shape[1] - 1 - self.z.real
+        return star_pattern(flipped, self.z.imag, self.shape)
+
+
+@dataclass(frozen=True)
+class PatternMatch:
+    """Two patterns that show the same stars.
+
+    Attributes
+    ----------
+    turn, shift : complex
+        The similarity: ``turn * z + shift`` takes a place in the first image to the second.
+    first, second : ndarray, shape (m,), int64
+        The common stars in either pattern.
+    chance : float
+        Upper bound of the probability that unrelated stars coincide so well.
+    """
+
+    turn: complex
+    shift: complex
+    first: np.ndarray
+    second: np.ndarray
+    chance: float
+
+
+# ---- patterns --------------------------------------------------------------------------------------------
+
+
+def star_pattern(x: np.ndarray, y: np.ndarray, shape: tuple[int, int]) -> StarPattern:
+    """Return the pattern of a frame.
+
+    Parameters
+    ----------
+    x, y : ndarray, shape (m,)
+        Centres of its stars in pixels, brightest first, finite.
+    shape : tuple of int
+        ``(ny, nx)`` of the image.
+    """
+    z = (np.asarray(x, dtype=np.float64) + 1j * np.asarray(y, dtype=np.float64))[:MOST_STARS]
+    if z.size < FEWEST_STARS:
+        return StarPattern(z, shape, np.empty((0, 4), dtype=np.int64), np.empty((0, 4)))
+    quads, codes = _coded(z, _near_quads(z))
+    return StarPattern(z, shape, quads, codes)
+
+
+def _near_quads(z: np.ndarray) -> np.ndarray:
+    """Return quads (q, 4) of stars that lie near each other, those of the brightest stars first."""
+    groups = []
+    for depth in _DEPTHS:
+        places = _plane(z[:depth])
+        _, near = KDTree(places).query(places, k=min(_NEAR + 1, len(places)))
+        groups += [near[:, (0, *others)] for others in combinations(range(1, near.shape[1]), 3)]
+        if depth >= z.size:
+            break
+    quads = np.unique(np.sort(np.concatenate(groups), axis=1), axis=0)
+    return quads[np.lexsort((*quads.T[:3], quads[:, 3]))]
+
+
+def _plane(z: np.ndarray) -> np.ndarray:
+    """Return complex places as (n, 2)."""
+    return np.column_stack([z.real, z.imag])
+
+
+def _coded(z: np.ndarray, quads: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return quads in their canonical order, those too small for a sure shape left out, and their codes."""
+    sides = np.array(list(combinations(range(4), 2)))
+    length = np.abs(z[quads[:, sides[:, 0]]] - z[quads[:, sides[:, 1]]])
+    longest = length.argmax(axis=1)
+    rows = np.arange(len(quads))
+    ends, others = sides[longest], sides[::-1][longest]  # sides k and 5 - k have no star in common
+    order = np.column_stack([ends, others])
+    quads = quads[rows[:, None], order]
+    a, b, c, d = z[quads].T
+    with np.errstate(divide="ignore", invalid="ignore"):
+        c, d = (c - a) / (b - a), (d - a) / (b - a)
+    turned = (c + d).real > 1.0
+    c, d = np.where(turned, 1.0 - c, c), np.where(turned, 1.0 - d, d)
+    quads[turned, :2] = quads[turned, 1::-1]
+    swapped = c.real > d.real
+    c, d = np.where(swapped, d, c), np.where(swapped, c, d)
+    quads[swapped, 2:] = quads[swapped, :1:-1]
+    large = length[rows, longest] >= _SHORTEST_SIDE_PX
+    return quads[large], np.column_stack([c.real, c.imag, d.real, d.imag])[large]
+
+
+def common_shapes(patterns: Sequence[StarPattern]) -> dict[tuple[int, int], int]:
+    """Return how many shapes pairs of patterns have in common: whom it is worth to compare.
+
+    The cost is n log n: a quad looks for the few shapes that are most like its own among those of all patterns.
+
+    Parameters
+    ----------
+    patterns : sequence of n StarPattern
+
+    Returns
+    -------
+    dict
+        Counts by ``(i, j)``, ``i < j``; pairs without any are missing.
+    """
+    codes = [pattern.codes[:_QUADS_THAT_VOTE] for pattern in patterns]
+    owner = np.repeat(np.arange(len(codes)), [len(rows) for rows in codes])
+    if not owner.size:
+        return {}
+    every = np.concatenate(codes)
+    _, like = KDTree(every).query(
+        every, k=min(_VOTES_A_QUAD + 1, len(every)), distance_upper_bound=_CODE_TOLERANCE, workers=-1
+    )
+    like = like.reshape(len(every), -1)
+    there = like < len(every)
+    mine = np.broadcast_to(owner[:, None], like.shape)[there]
+    pairs = np.sort(np.column_stack([mine, owner[like[there]]]), axis=1)
+    pairs = pairs[pairs[:, 0] < pairs[:, 1]]
+    found, votes = np.unique(pairs, axis=0, return_counts=True)
+    return {(i, j): count for (i, j), count in zip(found.tolist(), votes.tolist(), strict=True)}
+
+
+# ---- two patterns ----------------------------------------------------------------------------------------
+
+
+def match_patterns(
+    first: StarPattern, second: StarPattern, scales: tuple[float, float] = (0.0, np.inf)
+) -> PatternMatch | None:
+    """Return the similarity by which two patterns coincide, None if they do not.
+
+    Parameters
+    ----------
+    first, second : StarPattern
+    scales : tuple of float
+        Smallest and largest scale to be believed, pixels of the second image a pixel of the first.
+
+    Notes
+    -----
+    Every pair of like quads is a guess. The best are refined by all stars that they bring together. The binomial
+    probability that so many coincide by chance, times the guesses there were, must be below `MOST_BY_CHANCE`, and
+    the common stars at least a fifth of those that either frame shows of the other's field.
+    """
+    turn, shift = _guesses(first, second, scales)
+    if not turn.size:
+        return None
+    tree = KDTree(_plane(second.z))
+    reach = REACH_PX * np.maximum(1.0, np.abs(turn))
+    mapped = turn[:, None] * first.z + shift[:, None]
+    distance, _ = tree.query(np.stack([mapped.real, mapped.imag], axis=-1))
+    count = (distance <= reach[:, None]).sum(axis=1)
+    best = None
+    for k in np.argsort(-count, kind="stable")[:_MOST_REFINED]:
+        refined = _refined(first, second, tree, turn[k], shift[k], turn.size)
+        if refined is not None and (best is None or refined.chance < best.chance):
+            best = refined
+    if best is None or not scales[0] <= abs(best.turn) <= scales[1]:
+        return None
+    return best
+
+
+def _guesses(
+    first: StarPattern, second: StarPattern, scales: tuple[float, float]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the similarities (h,) that pairs of like quads suggest, those of the likest first."""
+    nothing = np.empty(0, dtype=np.complex128)
+    if not (len(first.quads) and len(second.quads)):
+        return nothing, nothing
+    near, like = KDTree(second.codes).query(
+        first.codes, k=min(_LIKE_QUADS, len(second.codes)), distance_upper_bound=_CODE_TOLERANCE
+    )
+    near, like = (a.reshape(len(first.codes), -1) for a in (near, like))
+    rows, columns = np.nonzero(np.isfinite(near))
+    order = np.argsort(near[rows, columns], kind="stable")
+    rows, columns = rows[order], columns[order]
+    turn, shift = _similarities(first.z[first.quads[rows]], second.z[second.quads[like[rows, columns]]])
+    believed = (np.abs(turn) >= scales[0]) & (np.abs(turn) <= scales[1])
+    return turn[believed][:_MOST_GUESSES], shift[believed][:_MOST_GUESSES]
+
+
+def _similarities(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the similarities that take places a (..., m) to b best, by least squares."""
+    mean_a, mean_b = a.mean(axis=-1, keepdims=True), b.mean(axis=-1, keepdims=True)
+    off_a, off_b = a - mean_a, b - mean_b
+    turn = (off_a.conj() * off_b).sum(axis=-1) / (np.abs(off_a) ** 2).sum(axis=-1)
+    return turn, mean_b[..., 0] - turn * mean_a[..., 0]
+
+
+def _refined(
+    first: StarPattern, second: StarPattern, tree: KDTree, turn: complex, shift: complex, n_guesses: int
+) -> PatternMatch | None:
+    """Return a guess refined by the stars that it brings together, None if chance would bring as many."""
+    for _ in range(_ROUNDS):
+        i, j, _ = _mutual(first.z * turn + shift, tree, REACH_PX * max(1.0, abs(turn)))
+        if i.size < FEWEST_STARS:
+            return None
+        turn, shift = _similarities(first.z[i], second.z[j])
+    i, j, distance = _mutual(first.z * turn + shift, tree, REACH_PX * max(1.0, abs(turn)))
+    seen_first, seen_second, area = _common_field(first, second, turn, shift)
+    if i.size < max(FEWEST_STARS, _LEAST_SHARE * min(seen_first, seen_second)):
+        return None
+    chances = []
+    for reach in (REACH_PX, _NARROW_PX):
+        radius = reach * max(1.0, abs(turn))
+        single = min(1.0, seen_second * np.pi * radius**2 / area)
+        chances.append(_chance(int((distance <= radius).sum()), max(seen_first, i.size), single))
+    chance = min(1.0, len(chances) * n_guesses * min(chances))
+    if not chance < MOST_BY_CHANCE:
+        return None
+    return PatternMatch(complex(turn), complex(shift), i, j, chance)
+
+
+def _mutual(z: np.ndarray, tree: KDTree, reach: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return pairs of places (i of z, j of the tree) that are each other's nearest within `reach`; distances."""
+    distance, nearest = tree.query(_plane(z), distance_upper_bound=reach)
+    i = np.flatnonzero(np.isfinite(distance))
+    i = i[np.argsort(distance[i], kind="stable")]
+    _, once = np.unique(nearest[i], return_index=True)
+    i = np.sort(i[once])
+    return i, nearest[i], distance[i]
+
+
+def _common_field(
+    first: StarPattern, second: StarPattern, turn: complex, shift: complex
+) -> tuple[int, int, float]:
+    """Return how many stars either pattern shows in the field of both, and its area in pixels of the second."""
+    ny, nx = first.shape
+    steps = (np.arange(_FIELD_POINTS) + 0.5) / _FIELD_POINTS
+    points = (steps * nx)[None, :] - 0.5 + 1j * ((steps * ny)[:, None] - 0.5)
+    share = max(_inside(points * turn + shift, second.shape).mean(), 1.0 / points.size)
+    seen_first = int(_inside(first.z * turn + shift, second.shape).sum())
+    seen_second = int(_inside((second.z - shift) / turn, first.shape).sum())
+    return seen_first, seen_second, float(share * nx * ny * abs(turn) ** 2)
+
+
+def _inside(z: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+    return (z.real > -0.5) & (z.imag > -0.5) & (z.real < shape[1] - 0.5) & (z.imag < shape[0] - 0.5)
+
+
+def _chance(n_common: int, n_seen: int, single: float) -> float:
+    """Return the probability of so many common stars or more, if each is common with the probability `single`.
+
+    Those that the guess itself rests on are taken off.
+    """
+    common, seen = n_common - _FIXED_BY_GUESS, n_seen - _FIXED_BY_GUESS
+    return 1.0 if common <= 0 else float(betainc(common, seen - common + 1, single))
+
+
+# ---- a place on the sky ----------------------------------------------------------------------------------
+
+
+def fit_tan(x: np.ndarray, y: np.ndarray, sky_deg: np.ndarray, shape: tuple[int, int], parity: int) -> WCS:
+    """Return the TAN WCS of square pixels that puts stars where they are on the sky, ICRS, its reference in the middle.
+
+    Parameters
+    ----------
+    x, y : ndarray, shape (m,)
+        Places in the frame's pixels; m >= 2. Those that fit far worse than the others do not count.
+    sky_deg : ndarray, shape (m, 2)
+        Right ascension and declination of the same stars.
+    shape : tuple of int
+        ``(ny, nx)`` of the frame.
+    parity : int
+        Sign of the determinant of the matrix: -1 for the sky as it is seen, 1 for a mirrored one.
+    """
+    centre = 0.5 * (shape[1] - 1) + 0.5j * (shape[0] - 1)
+    away = x + 1j * y - centre
+    away = away if parity > 0 else away.conj()
+    used = np.ones(away.size, dtype=bool)
+    wcs = tan_wcs(_mean_direction(sky_deg), np.eye(2), shape)
+    for _ in range(_CLIP_ROUNDS):
+        for _ in range(_TAN_ROUNDS):
+            plane = _standard(wcs, sky_deg)
+            turn, shift = _similarities(away[used], plane[used])
+            # The reference point must lie where the middle is; its shift turns north a little, hence the rounds.
+            wcs.wcs.crval = np.ravel(wcs.wcs_pix2world(*_pixel(wcs, complex(shift)), 0))
+            wcs.wcs.set()
+        plane = _standard(wcs, sky_deg)
+        turn, shift = _similarities(away[used], plane[used])
+        off = np.abs(turn * away + shift - plane) / abs(turn)
+        keep = off <= max(_CLIP_FLOOR_PX, _CLIP_SIGMA * float(np.median(off)))
+        if keep.sum() < FEWEST_STARS or (keep == used).all():
+            break
+        used = keep
+    sign = 1.0 if parity > 0 else -1.0
+    matrix = np.array([[turn.real, -sign * turn.imag], [turn.imag, sign * turn.real]])
+    return tan_wcs(tuple(wcs.wcs.crval), matrix, shape)
+
+
+def tan_wcs(crval_deg: tuple[float, float], matrix: np.ndarray, shape: tuple[int, int]) -> WCS:
+    """Return a TAN WCS, ICRS, with its reference in the middle of a frame and the matrix CD (degrees a pixel)."""
+    wcs = WCS(naxis=2)
+    wcs.wcs.ctype = ["RA---TAN", "DEC--TAN"]
+    wcs.wcs.crval = crval_deg
+    wcs.wcs.crpix = [0.5 * (shape[1] + 1), 0.5 * (shape[0] + 1)]
+    wcs.wcs.cd = matrix
+    wcs.wcs.radesys = "ICRS"
+    wcs.wcs.set()
+    return wcs
+
+
+def _mean_direction(sky_deg: np.ndarray) -> tuple[float, float]:
+    ra, dec = np.deg2rad(sky_deg).T
+    x, y, z = (np.cos(dec) * np.cos(ra)).sum(), (np.cos(dec) * np.sin(ra)).sum(), np.sin(dec).sum()
+    return float(np.rad2deg(np.arctan2(y, x)) % 360.0), float(np.rad2deg(np.arctan2(z, np.hypot(x, y))))
+
+
+def _standard(wcs: WCS, sky_deg: np.ndarray) -> np.ndarray:
+    """Return standard coordinates, complex, in degrees, of places on the sky by a WCS of the unit matrix."""
+    seen = wcs.wcs_world2pix(sky_deg, 0) - (wcs.wcs.crpix - 1.0)
+    return seen[:, 0] + 1j * seen[:, 1]
+
+
+def _pixel(wcs: WCS, standard: complex) -> tuple[float, float]:
+    """Return the pixel of standard coordinates by a WCS of the unit matrix."""
+    return wcs.wcs.crpix[0] - 1.0 + standard.real, wcs.wcs.crpix[1] - 1.0 + standard.imag
