@@ -219,7 +219,7 @@ def star_picture(record: FrameRecord) -> StarPicture:
 
 @dataclass(frozen=True)
 class FrameStars:
-    """The stars of a frame, brightest first, in pixels of its picture; see `StarPicture`, `shape` is its (ny, nx)."""
+    """The stars of a frame, brightest first, in pixels of its picture, which has `shape`; see `StarPicture`."""
 
     x: np.ndarray
     y: np.ndarray

@@ -14,6 +14,7 @@ from itertools import combinations
 
 import numpy as np
 from astropy.wcs import WCS
+from scipy.sparse import coo_array, csr_array
 from scipy.spatial import KDTree
 from scipy.special import betainc
 
@@ -29,7 +30,8 @@ _DEPTHS = (15, 30, 60, 120)
 _NEAR = 6
 _SHORTEST_SIDE_PX = 12.0
 _CODE_TOLERANCE = 0.02
-_QUADS_THAT_VOTE = 500
+_VOTE_TOLERANCE = 0.01
+_QUADS_THAT_VOTE = 1000
 _VOTES_A_QUAD = 16
 _LIKE_QUADS = 4
 _MOST_GUESSES, _MOST_REFINED = 200, 4
@@ -38,6 +40,8 @@ _NARROW_PX = 0.7
 _FIXED_BY_GUESS = 4
 _LEAST_SHARE = 0.2
 _FIELD_POINTS = 24
+# The density around a star is that of so many of its neighbours.
+_CROWD = 8
 _TAN_ROUNDS, _CLIP_ROUNDS = 4, 3
 _CLIP_SIGMA, _CLIP_FLOOR_PX = 4.0, 0.3
 
@@ -150,35 +154,35 @@ def _coded(z: np.ndarray, quads: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return quads[large], np.column_stack([c.real, c.imag, d.real, d.imag])[large]
 
 
-def common_shapes(patterns: Sequence[StarPattern]) -> dict[tuple[int, int], int]:
-    """Return how many shapes pairs of patterns have in common: whom it is worth to compare.
+def common_shapes(seekers: Sequence[StarPattern], known: Sequence[StarPattern]) -> csr_array:
+    """Return how many shapes of quads each of some patterns has in common with each of others.
 
-    The cost is n log n: a quad looks for the few shapes that are most like its own among those of all patterns.
+    It tells whom it is worth to compare: a quad of a seeker looks for the few that are most like it among those of
+    all known patterns.
 
     Parameters
     ----------
-    patterns : sequence of n StarPattern
+    seekers, known : sequences of n and m StarPattern
 
     Returns
     -------
-    dict
-        Counts by ``(i, j)``, ``i < j``; pairs without any are missing.
+    csr_array of int64, shape (n, m)
     """
-    codes = [pattern.codes[:_QUADS_THAT_VOTE] for pattern in patterns]
-    owner = np.repeat(np.arange(len(codes)), [len(rows) for rows in codes])
-    if not owner.size:
-        return {}
-    every = np.concatenate(codes)
-    _, like = KDTree(every).query(
-        every, k=min(_VOTES_A_QUAD + 1, len(every)), distance_upper_bound=_CODE_TOLERANCE, workers=-1
-    )
-    like = like.reshape(len(every), -1)
-    there = like < len(every)
-    mine = np.broadcast_to(owner[:, None], like.shape)[there]
-    pairs = np.sort(np.column_stack([mine, owner[like[there]]]), axis=1)
-    pairs = pairs[pairs[:, 0] < pairs[:, 1]]
-    found, votes = np.unique(pairs, axis=0, return_counts=True)
-    return {(i, j): count for (i, j), count in zip(found.tolist(), votes.tolist(), strict=True)}
+    shape = len(seekers), len(known)
+    mine, owner = _owners(seekers), _owners(known)
+    if not (mine.size and owner.size):
+        return csr_array(shape, dtype=np.int64)
+    codes, theirs = (np.concatenate([p.codes[:_QUADS_THAT_VOTE] for p in some]) for some in (seekers, known))
+    k = np.arange(1, min(_VOTES_A_QUAD, owner.size) + 1)
+    _, like = KDTree(theirs).query(codes, k=k, distance_upper_bound=_VOTE_TOLERANCE, workers=-1)
+    row, column = np.nonzero(like < owner.size)
+    pairs = mine[row], owner[like[row, column]]
+    return coo_array((np.ones(row.size, dtype=np.int64), pairs), shape=shape).tocsr()
+
+
+def _owners(patterns: Sequence[StarPattern]) -> np.ndarray:
+    """Return the pattern of each quad that votes."""
+    return np.repeat(np.arange(len(patterns)), [len(p.codes[:_QUADS_THAT_VOTE]) for p in patterns])
 
 
 # ---- two patterns ----------------------------------------------------------------------------------------
@@ -256,13 +260,13 @@ def _refined(
             return None
         turn, shift = _similarities(first.z[i], second.z[j])
     i, j, distance = _mutual(first.z * turn + shift, tree, REACH_PX * max(1.0, abs(turn)))
-    seen_first, seen_second, area = _common_field(first, second, turn, shift)
+    seen_first, seen_second, density = _common_field(first, second, tree, turn, shift)
     if i.size < max(FEWEST_STARS, _LEAST_SHARE * min(seen_first, seen_second)):
         return None
     chances = []
     for reach in (REACH_PX, _NARROW_PX):
         radius = reach * max(1.0, abs(turn))
-        single = min(1.0, seen_second * np.pi * radius**2 / area)
+        single = min(1.0, np.pi * radius**2 * density)
         chances.append(_chance(int((distance <= radius).sum()), max(seen_first, i.size), single))
     chance = min(1.0, len(chances) * n_guesses * min(chances))
     if not chance < MOST_BY_CHANCE:
@@ -281,16 +285,25 @@ def _mutual(z: np.ndarray, tree: KDTree, reach: float) -> tuple[np.ndarray, np.n
 
 
 def _common_field(
-    first: StarPattern, second: StarPattern, turn: complex, shift: complex
+    first: StarPattern, second: StarPattern, tree: KDTree, turn: complex, shift: complex
 ) -> tuple[int, int, float]:
-    """Return how many stars either pattern shows in the field of both, and its area in pixels of the second."""
+    """Return how many stars either pattern shows in the field of both, and how dense those of the second are.
+
+    Where stars cluster more of them coincide by chance, so the density is at least that around the first's stars.
+    """
     ny, nx = first.shape
     steps = (np.arange(_FIELD_POINTS) + 0.5) / _FIELD_POINTS
     points = (steps * nx)[None, :] - 0.5 + 1j * ((steps * ny)[:, None] - 0.5)
     share = max(_inside(points * turn + shift, second.shape).mean(), 1.0 / points.size)
-    seen_first = int(_inside(first.z * turn + shift, second.shape).sum())
-    seen_second = int(_inside((second.z - shift) / turn, first.shape).sum())
-    return seen_first, seen_second, float(share * nx * ny * abs(turn) ** 2)
+    mapped = first.z * turn + shift
+    mapped = mapped[_inside(mapped, second.shape)]
+    seen = int(_inside((second.z - shift) / turn, first.shape).sum())
+    density = seen / (share * nx * ny * abs(turn) ** 2)
+    near = min(_CROWD, second.z.size)
+    if mapped.size:
+        distance, _ = tree.query(_plane(mapped), k=[near])
+        density = max(density, float(np.mean((near - 1) / (np.pi * np.maximum(distance, REACH_PX) ** 2))))
+    return mapped.size, seen, density
 
 
 def _inside(z: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
@@ -310,7 +323,7 @@ def _chance(n_common: int, n_seen: int, single: float) -> float:
 
 
 def fit_tan(x: np.ndarray, y: np.ndarray, sky_deg: np.ndarray, shape: tuple[int, int], parity: int) -> WCS:
-    """Return the TAN WCS of square pixels that puts stars where they are on the sky, ICRS, its reference in the middle.
+    """Return the TAN WCS of square pixels that puts stars where they are on the sky, ICRS; CRPIX is the middle.
 
     Parameters
     ----------

@@ -1,9 +1,9 @@
 """Places by stars: a frame without a WCS gets one from the frames with which it shares stars.
 
-Patterns of stars say which frames show the same sky. From the frames that have a WCS the search goes on frame by frame,
-the surest first; the stars that a frame shares with placed ones have a place on the sky, and a TAN is fitted to
-them. Where no frame has a WCS one of them gets a provisional place, and the user is told. Pixels are read once, no file
-is written; `zemosaic_refine` makes the places better.
+Patterns of stars say which frames show the same sky. From the frames that have a WCS the search goes on, the
+surest first; the stars that a frame shares with placed ones have a place on the sky, and a TAN is fitted to them.
+Where no frame has a WCS one of them gets a provisional place, and the user is told. Pixels are read once, and no
+file is written; `zemosaic_refine` makes the places better.
 """
 
 from __future__ import annotations
@@ -13,10 +13,13 @@ from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from copy import copy
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+from astropy.wcs import WCS
+from scipy.sparse import csr_array
 from scipy.spatial import KDTree
 
 from zemosaic_astrometry import (
@@ -29,7 +32,7 @@ from zemosaic_astrometry import (
     pointing_icrs,
 )
 from zemosaic_events import CancelToken
-from zemosaic_fits_io import frame_wcs
+from zemosaic_fits_io import frame_wcs, pixel_scale_arcsec
 from zemosaic_reproject import centre_icrs, frame_to_icrs
 from zemosaic_runbook import RunBook
 from zemosaic_solving import Verdict, count_instances
@@ -37,7 +40,6 @@ from zemosaic_star_patterns import (
     FEWEST_STARS,
     MOST_STARS,
     PatternMatch,
-    StarPattern,
     common_shapes,
     fit_tan,
     match_patterns,
@@ -48,7 +50,7 @@ from zemosaic_types import FrameError, FrameRecord
 
 logger = logging.getLogger("ZeMosaicWorker.placing")
 
-#: If more frames than this have a WCS, so many spread over the sky and a few near each lost frame are compared.
+#: If more frames than this have a WCS, a few of each pointing and a few near each lost frame are compared.
 MOST_REFERENCES = 64
 #: A frame is compared with so many others at most.
 MOST_TRIES = 40
@@ -56,10 +58,12 @@ MOST_TRIES = 40
 PLAIN_SCALE_ARCSEC = 1.0
 
 _NEAR_ON_SKY, _NEAR_IN_ORDER = 8, 2
-_PARTNERS = 4
+# A few frames of each pointing are enough: those whose centres lie within so much of their short side.
+_SAME_SPOT, _MOST_A_SPOT = 0.25, 3
+_PARTNERS, _TRIES_A_ROUND = 4, 10
 # Of the frames that could be placed next, those with so large a share of the surest's common stars are.
 _AS_SURE = 0.5
-_MIRROR_TRIES = 3
+_MIRROR_TRIES, _MOST_ROOTS = 3, 12
 
 Progress = Callable[[int, int], None]
 
@@ -144,36 +148,32 @@ def place_by_stars(
     RunCancelled
     """
     cancel = cancel or CancelToken()
-    lost_ids = {record.path for record in lost}
-    everyone = sorted([*lost, *_references(lost, placed)], key=lambda record: (record.frame_id, record.path))
+    everyone = _in_order([*lost, *_references(lost, placed)])
     stars = read_stars(everyone, count_instances(options, len(everyone)), on_progress, cancel)
     seen = [record for record in everyone if isinstance(stars[record.path], FrameStars)]
-    search = _Search([_pattern(stars[record.path]) for record in seen], cancel)
-    roots = [k for k, record in enumerate(seen) if record.path not in lost_ids]
-    records, caveat = dict(enumerate(seen)), ""
+    growth = _Growth(seen, [stars[record.path] for record in seen], cancel)
+    caveat = ""
     if placed:
-        links = search.grow(roots)
+        growth.grow([k for k, record in enumerate(seen) if not record.unplaced])
     else:
-        root, links = search.largest_family()
-        if root is not None:
-            records[root], caveat = _provisional(seen[root], search.patterns[root].z.size)
-    places = _Places(seen, stars, records)
-    for k, matches in links:
-        places.add(k, matches)
+        growth, caveat = _largest_family(growth)
+    mirrored = growth.mirror_images()
     index = {record.path: k for k, record in enumerate(seen)}
-    taken = {k for k in range(len(seen)) if not places.records[k].unplaced}
-    mirrored = search.mirror_images(sorted(set(range(len(seen))) - taken), taken)
     verdicts = []
     for record in lost:
-        k, found = index.get(record.path), stars[record.path]
+        k = index.get(record.path)
         if k is None:
-            verdicts.append(Verdict(record, str(found)))
-        elif k in taken:
-            verdicts.append(Verdict(places.records[k]))
+            verdicts.append(Verdict(record, str(stars[record.path])))
+        elif k in growth.placed:
+            verdicts.append(Verdict(growth.records[k]))
         else:
-            other = seen[mirrored[k]] if k in mirrored else None
-            verdicts.append(Verdict(record, _why_lost(found.x.size, len(taken), other)))
+            n_stars, n_placed = stars[record.path].x.size, len(growth.placed)
+            verdicts.append(Verdict(record, _why_lost(n_stars, n_placed, mirrored.get(k))))
     return Placing(verdicts, caveat)
+
+
+def _in_order(records: Iterable[FrameRecord]) -> list[FrameRecord]:
+    return sorted(records, key=lambda record: (record.frame_id, record.path))
 
 
 # ---- stars of many frames --------------------------------------------------------------------------------
@@ -182,7 +182,7 @@ def place_by_stars(
 def read_stars(
     records: Sequence[FrameRecord], n_threads: int, on_progress: Progress | None, cancel: CancelToken
 ) -> dict[str, FrameStars | FrameError]:
-    """Return the stars of frames by their paths, or why a frame has none; raise `RunCancelled` if `cancel` is set."""
+    """Return the stars of frames by their paths, or why a frame has none; raise `RunCancelled` if cancelled."""
     stars: dict[str, FrameStars | FrameError] = {}
     tell = on_progress or (lambda _done, _total: None)
     tell(0, len(records))
@@ -205,39 +205,23 @@ def _read_one(record: FrameRecord, cancel: CancelToken) -> FrameStars | FrameErr
         return error
 
 
-def _pattern(stars: FrameStars) -> StarPattern:
-    return star_pattern(stars.x, stars.y, stars.shape)
+# ---- whom to compare with --------------------------------------------------------------------------------
 
 
 def _references(lost: Sequence[FrameRecord], placed: Sequence[FrameRecord]) -> list[FrameRecord]:
-    """Return the placed frames that lost ones are compared with: all, or a net over the sky and those near by."""
-    placed = sorted(placed, key=lambda record: (record.frame_id, record.path))
+    """Return the placed frames that lost ones are compared with: all, or some of each pointing and those near."""
+    placed = _in_order(placed)
     if len(placed) <= MOST_REFERENCES:
         return placed
-    centres = _directions([centre_icrs(frame_wcs(record.header), record.header.shape) for record in placed])
-    chosen = set(_net(centres, MOST_REFERENCES))
+    spots = _Spots()
+    chosen = {k for k, record in enumerate(placed) if spots.take(record)}
+    centres = np.array([_direction(_centre(record)) for record in placed])
     tree = KDTree(centres)
-    for record in lost:
-        pointing = pointing_icrs(record.header)
-        if pointing is not None:
-            chosen.update(tree.query(_directions([pointing])[0], k=_NEAR_ON_SKY)[1].tolist())
+    for pointing in filter(None, (pointing_icrs(record.header) for record in lost)):
+        chosen.update(tree.query(_direction(pointing), k=_NEAR_ON_SKY)[1].tolist())
     for key in (lambda record: record.header.date_obs, lambda record: record.frame_id):
         chosen.update(_neighbours([key(record) for record in lost], [key(record) for record in placed]))
     return [placed[k] for k in sorted(chosen)]
-
-
-def _directions(sky_deg: Sequence[tuple[float, float]]) -> np.ndarray:
-    ra, dec = np.deg2rad(np.array(sky_deg, dtype=np.float64)).T
-    return np.nan_to_num(np.column_stack([np.cos(dec) * np.cos(ra), np.cos(dec) * np.sin(ra), np.sin(dec)]))
-
-
-def _net(points: np.ndarray, count: int) -> list[int]:
-    """Return so many points, each the furthest from those before it."""
-    chosen, distance = [0], np.linalg.norm(points - points[0], axis=1)
-    while len(chosen) < count:
-        chosen.append(int(distance.argmax()))
-        distance = np.minimum(distance, np.linalg.norm(points - points[chosen[-1]], axis=1))
-    return chosen
 
 
 def _neighbours(keys: Iterable[str], placed: Sequence[str]) -> set[int]:
@@ -251,145 +235,189 @@ def _neighbours(keys: Iterable[str], placed: Sequence[str]) -> set[int]:
     return near
 
 
-# ---- who shows the same stars ----------------------------------------------------------------------------
+class _Spots:
+    """The pointings of the frames that others are compared with, so that there are a few of each and no more."""
 
-#: Frames in the order in which they are placed, each with the frames it is placed by.
-Links = list[tuple[int, list[tuple[int, PatternMatch]]]]
+    def __init__(self) -> None:
+        self._taken = np.empty((0, 3))
+
+    def take(self, record: FrameRecord) -> bool:
+        """Whether a frame is wanted: fewer than a few lie within a quarter of its short side."""
+        header = record.header
+        here = _direction(_centre(record))
+        reach = _SAME_SPOT * min(header.shape) * np.deg2rad(pixel_scale_arcsec(frame_wcs(header)) / 3600.0)
+        wanted = int((np.linalg.norm(self._taken - here, axis=1) < reach).sum()) < _MOST_A_SPOT
+        if wanted:
+            self._taken = np.vstack([self._taken, here])
+        return wanted
 
 
-class _Search:
-    """Which frames show the same stars; frames are compared only where shapes of quads promise something.
+def _centre(record: FrameRecord) -> tuple[float, float]:
+    return centre_icrs(frame_wcs(record.header), record.header.shape)
+
+
+def _direction(sky_deg: tuple[float, float]) -> np.ndarray:
+    """Return a place on the sky as a unit vector; one that is none as 0."""
+    ra, dec = np.deg2rad(sky_deg)
+    return np.nan_to_num([np.cos(dec) * np.cos(ra), np.cos(dec) * np.sin(ra), np.sin(dec)])
+
+
+# ---- frame by frame --------------------------------------------------------------------------------------
+
+#: The placed frames that show stars of a frame, and how it matches them.
+Links = list[tuple[int, PatternMatch]]
+
+
+class _Growth:
+    """Frames that get their places from each other, the surest first.
 
     Parameters
     ----------
-    patterns : list of StarPattern
-        In frame order.
+    records : list of FrameRecord
+        In frame order, with and without a WCS.
+    stars : list of FrameStars
     cancel : CancelToken
+
+    Attributes
+    ----------
+    records : list of FrameRecord
+        With the WCS that were found.
+    placed : set of int
+        Which of them are placed.
     """
 
-    def __init__(self, patterns: list[StarPattern], cancel: CancelToken) -> None:
-        self.patterns = patterns
-        self._cancel = cancel
-        self._known: dict[tuple[int, int], PatternMatch | None] = {}
+    def __init__(self, records: Sequence[FrameRecord], stars: list[FrameStars], cancel: CancelToken) -> None:
+        self.records = list(records)
+        self.placed: set[int] = set()
+        self.patterns = [star_pattern(s.x, s.y, s.shape) for s in stars]
+        self._stars, self._cancel = stars, cancel
         self._tries: dict[int, int] = defaultdict(int)
-        partners: dict[int, list[tuple[int, int]]] = defaultdict(list)
-        for (i, j), votes in common_shapes(patterns).items():
-            partners[i].append((-votes, j))
-            partners[j].append((-votes, i))
-        self._partners = {k: [j for _, j in sorted(found)] for k, found in partners.items()}
+        self._sky: dict[int, np.ndarray] = {}
 
-    def grow(self, roots: Iterable[int], banned: Iterable[int] = ()) -> Links:
-        """Return the frames that hang together with the roots, the surest first, each with those it is placed by."""
-        placed, order = set(roots), []
-        waiting = sorted(set(range(len(self.patterns))) - placed - set(banned))
-        while True:
-            self._cancel.check()
-            found = {k: links for k in waiting if (links := self._links(k, placed))}
-            if not found:
-                return order
-            sure = {k: max(match.first.size for _, match in links) for k, links in found.items()}
-            least = _AS_SURE * max(sure.values())
-            order += [(k, found[k]) for k in found if sure[k] >= least]
-            placed.update(k for k in found if sure[k] >= least)
-            waiting = [k for k in waiting if k not in placed]
+    def again(self, banned: set[int]) -> _Growth:
+        """Return the same frames as they were given, of which some must not be placed."""
+        other = copy(self)
+        other.records, other.placed, other._sky = list(self.records), set(banned), {}
+        other._tries = defaultdict(int)
+        return other
 
-    def largest_family(self) -> tuple[int | None, Links]:
-        """Return the frame with the most stars among the frames that hang together most, and how they are placed.
+    def grow(self, roots: Sequence[int]) -> None:
+        """Place the frames that hang together with the roots.
 
-        None if no two frames hang together, unless there is one frame only.
+        Each round compares those that wait with the frames placed in the round before, a few of each pointing, and
+        places those that are nearly as sure as the surest.
         """
-        free = sorted(range(len(self.patterns)), key=lambda k: (-self.patterns[k].z.size, k))
-        if len(free) == 1 and self.patterns[0].z.size >= FEWEST_STARS:
-            return 0, []
-        best: tuple[int | None, Links] = (None, [])
-        taken: set[int] = set()
-        for root in free:
-            if root not in taken:
-                links = self.grow([root], taken)
-                taken |= {root, *(k for k, _ in links)}
-                if len(links) > len(best[1]):
-                    best = root, links
-        return best
+        spots, fresh = _Spots(), list(roots)
+        links: dict[int, Links] = defaultdict(list)
+        self.placed.update(roots)
+        waiting = [k for k in range(len(self.records)) if k not in self.placed]
+        while waiting:
+            self._compare(waiting, fresh, links)
+            sure = {k: max(match.first.size for _, match in links[k]) for k in waiting if links[k]}
+            if not sure:
+                return
+            chosen = [k for k in sure if sure[k] >= _AS_SURE * max(sure.values())]
+            for k in chosen:
+                self._place(k, links[k])
+            self.placed.update(chosen)
+            waiting = [k for k in waiting if k not in self.placed]
+            by_stars = sorted(chosen, key=lambda k: (-self.patterns[k].z.size, k))
+            fresh = sorted(k for k in by_stars if spots.take(self.records[k]))
 
-    def mirror_images(self, lost: list[int], placed: set[int]) -> dict[int, int]:
-        """Return which lost frames show the stars of a placed one mirrored, and whose."""
-        if not (lost and placed):
-            return {}
-        others = sorted(placed)
-        patterns = [self.patterns[k].mirrored() for k in lost] + [self.patterns[k] for k in others]
-        votes: dict[int, list[tuple[int, int]]] = defaultdict(list)
-        for (i, j), count in common_shapes(patterns).items():
-            if i < len(lost) <= j:
-                votes[i].append((-count, j))
+    def mirror_images(self) -> dict[int, FrameRecord]:
+        """Return which frames that are not placed show the stars of a placed one mirrored, and whose."""
+        lost = sorted(set(range(len(self.records))) - self.placed)
+        others = sorted(self.placed)
+        mirrored = [self.patterns[k].mirrored() for k in lost]
+        votes = common_shapes(mirrored, [self.patterns[k] for k in others])
         found = {}
-        for i, partners in sorted(votes.items()):
-            for _, j in sorted(partners)[:_MIRROR_TRIES]:
-                if match_patterns(patterns[i], patterns[j]) is not None:
-                    found[lost[i]] = others[j - len(lost)]
+        for row, k in enumerate(lost):
+            for column in _by_votes(votes, row)[:_MIRROR_TRIES]:
+                if match_patterns(mirrored[row], self.patterns[others[column]]) is not None:
+                    found[k] = self.records[others[column]]
                     break
         return found
 
-    def _links(self, k: int, placed: set[int]) -> list[tuple[int, PatternMatch]]:
-        """Return the likeliest of the placed frames that show stars of frame k, and how they match it."""
-        links = []
-        for other in (other for other in self._partners.get(k, ()) if other in placed):
-            pair = min(k, other), max(k, other)
-            if pair not in self._known:
-                if self._tries[k] >= MOST_TRIES:
-                    continue
+    def _compare(self, waiting: list[int], fresh: list[int], links: dict[int, Links]) -> None:
+        """Add how waiting frames match fresh ones, where shapes of quads promise something."""
+        votes = common_shapes([self.patterns[k] for k in waiting], [self.patterns[k] for k in fresh])
+        for row, k in enumerate(waiting):
+            self._cancel.check()
+            n_found = 0
+            for column in _by_votes(votes, row)[: min(_TRIES_A_ROUND, MOST_TRIES - self._tries[k])]:
                 self._tries[k] += 1
-                self._known[pair] = match_patterns(self.patterns[pair[0]], self.patterns[pair[1]])
-            match = self._known[pair]
-            if match is not None:
-                links.append(
-                    (other, match if k < other else replace(match, first=match.second, second=match.first))
-                )
-            if len(links) == _PARTNERS:
-                break
-        return links
+                match = match_patterns(self.patterns[k], self.patterns[fresh[column]])
+                if match is not None:
+                    links[k].append((fresh[column], match))
+                    n_found += 1
+                if n_found == _PARTNERS:
+                    break
 
-
-# ---- places on the sky -----------------------------------------------------------------------------------
-
-
-class _Places:
-    """Records of frames, placed one by one, and where their stars are on the sky."""
-
-    def __init__(
-        self, seen: list[FrameRecord], stars: dict[str, FrameStars | FrameError], records: dict[int, FrameRecord]
-    ) -> None:
-        self.records = records
-        self._sky: dict[int, np.ndarray] = {}
-        self._stars = [stars[record.path] for record in seen]
-
-    def add(self, k: int, links: list[tuple[int, PatternMatch]]) -> None:
-        """Place frame k by the stars that it shares with placed ones."""
+    def _place(self, k: int, links: Links) -> None:
+        """Place a frame by the stars that it shares with placed ones."""
         links = sorted(links, key=lambda link: (-link[1].first.size, link[0]))
         surest = self.records[links[0][0]]
         parity = parity_of(frame_wcs(surest.header))
         links = [link for link in links if parity_of(frame_wcs(self.records[link[0]].header)) == parity]
+        links = links[:_PARTNERS]
         mine = np.concatenate([match.first for _, match in links])
         sky = np.concatenate([self._sky_of(other)[match.second] for other, match in links])
         x, y = self._frame_pixels(k)
         record = self.records[k]
         wcs = fit_tan(x[mine], y[mine], sky, record.header.shape, parity)
-        n_common = links[0][1].first.size
         also = f" and those of {len(links) - 1} more" if len(links) > 1 else ""
-        header = replace(record.header, wcs_text=cards_of(wcs, 1, record.header.shape), wcs_path="")
-        told = f"{n_common} stars of {surest.frame_id}{also}"
+        told = f"{links[0][1].first.size} stars of {surest.frame_id}{also}"
         logger.info("[GRID] %s is placed by %s", record.path, told)
-        self.records[k] = replace(record, header=header, unplaced="", placed_by=told)
+        self.records[k] = _with_wcs(record, wcs, told)
 
     def _frame_pixels(self, k: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return the stars of a pattern in the pixels of its frame."""
         stars = self._stars[k]
         half = 0.5 * (stars.binning - 1)
         return tuple(stars.binning * axis[:MOST_STARS] + half for axis in (stars.x, stars.y))
 
     def _sky_of(self, k: int) -> np.ndarray:
+        """Return where the stars of a placed frame are on the sky, (m, 2) in degrees."""
         if k not in self._sky:
             wcs = frame_wcs(self.records[k].header)
             self._sky[k] = np.column_stack(frame_to_icrs(wcs, *self._frame_pixels(k)))
         return self._sky[k]
+
+
+def _by_votes(votes: csr_array, row: int) -> list[int]:
+    """Return the columns of a row that have votes, most votes first."""
+    columns, count = (a[votes.indptr[row] : votes.indptr[row + 1]] for a in (votes.indices, votes.data))
+    return columns[np.lexsort((columns, -count))].tolist()
+
+
+def _with_wcs(record: FrameRecord, wcs: WCS, placed_by: str) -> FrameRecord:
+    header = replace(record.header, wcs_text=cards_of(wcs, 1, record.header.shape), wcs_path="")
+    return replace(record, header=header, unplaced="", placed_by=placed_by)
+
+
+# ---- no place at all -------------------------------------------------------------------------------------
+
+
+def _largest_family(start: _Growth) -> tuple[_Growth, str]:
+    """Return the frames that hang together most, placed by a provisional place, and what the user must know.
+
+    Of these the frame with the most stars is the root. Nothing is placed if no two frames hang together, unless
+    there is one frame only.
+    """
+    order = sorted(range(len(start.records)), key=lambda k: (-start.patterns[k].z.size, k))
+    best, caveat, taken = start, "", set()
+    least = min(1, len(order) - 1)
+    for root in order[:_MOST_ROOTS]:
+        if root in taken or len(order) - len(taken) <= max(len(best.placed), least):
+            continue
+        growth = start.again(taken)
+        growth.records[root], told = _provisional(start.records[root], start.patterns[root].z.size)
+        growth.grow([root])
+        growth.placed -= taken
+        taken |= growth.placed
+        if len(growth.placed) > max(len(best.placed), least):
+            best, caveat = growth, told
+    return best, caveat
 
 
 def _provisional(record: FrameRecord, n_stars: int) -> tuple[FrameRecord, str]:
@@ -406,8 +434,7 @@ def _provisional(record: FrameRecord, n_stars: int) -> tuple[FrameRecord, str]:
         f"shows {n_stars} stars, was put {where}, north up, {arcsec:.4g} arcsec a pixel {how}, the others by the "
         "stars they share with it. Plate-solve the mosaic, or one frame, to have its true place."
     )
-    header = replace(header, wcs_text=cards_of(wcs, 1, header.shape), wcs_path="")
-    return replace(record, header=header, unplaced="", placed_by="a provisional place"), caveat
+    return _with_wcs(record, wcs, "a provisional place"), caveat
 
 
 def _why_lost(n_stars: int, n_placed: int, mirror: FrameRecord | None) -> str:

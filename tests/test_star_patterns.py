@@ -1,0 +1,205 @@
+"""Star patterns: the same sky is recognised whatever was done to it, and no other sky ever is."""
+
+import numpy as np
+import pytest
+from astropy.coordinates import SkyCoord
+
+import references
+import zemosaic_star_patterns
+from catalogues import SHAPE, sky, two_views, view
+from zemosaic_star_patterns import (
+    FEWEST_STARS,
+    MOST_BY_CHANCE,
+    REACH_PX,
+    common_shapes,
+    fit_tan,
+    match_patterns,
+    star_pattern,
+    tan_wcs,
+)
+
+CORNERS = np.array([0, SHAPE[1] - 1, 1j * (SHAPE[0] - 1), SHAPE[1] - 1 + 1j * (SHAPE[0] - 1)])
+
+
+def off_px(match, turn, shift):
+    """The largest distance of two similarities over the stars that they are found from, in px."""
+    return np.abs((match.turn - turn) * CORNERS + match.shift - shift).max()
+
+
+# ---- two views of one sky --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_the_common_stars_are_those_that_trying_everything_finds(seed):
+    """Each pair of stars on each pair, without quads, codes or trees."""
+    first, second, *_ = two_views(seed, 22, overlap=0.9, missing=0.1, spurious=0.2)
+    match = match_patterns(first, second)
+    pairs, turn, shift = references.coinciding_stars(first.z, second.z, REACH_PX)
+    assert list(zip(match.first.tolist(), match.second.tolist(), strict=True)) == pairs
+    assert off_px(match, turn, shift) < 1e-6
+
+
+FAULTS = {
+    "none": {},
+    "a small scale": {"scale": 0.98},
+    "a large scale": {"scale": 1.02},
+    "another camera": {"scale": 0.6},
+    "finer pixels": {"scale": 1.5, "n_in_view": 120},
+    "noisy centres": {"noise": 0.5},
+    "half an overlap": {"overlap": 0.5, "n_in_view": 120},
+    "a crowded field": {"n_in_view": 900},
+}
+
+
+@pytest.mark.parametrize("case", FAULTS)
+def test_the_sky_is_recognised_though_stars_are_missing_and_others_are_none(case):
+    """Of each list 30 % are missing, and half as many are spurious; any rotation."""
+    found = 0
+    for seed in range(20):
+        first, second, turn, shift = two_views(seed, **FAULTS[case])
+        match = match_patterns(first, second)
+        if match is not None:
+            assert match.first.size >= FEWEST_STARS
+            assert match.chance < MOST_BY_CHANCE
+            assert abs(match.turn - turn) < 0.01 * abs(turn)
+            common = first.z[match.first]
+            assert np.median(np.abs(turn * common + shift - (match.turn * common + match.shift))) < 1.0
+            found += 1
+    assert found >= 18
+
+
+def test_the_other_way_round_the_similarity_is_the_inverse():
+    first, second, *_ = two_views(3)
+    there, back = match_patterns(first, second), match_patterns(second, first)
+    np.testing.assert_array_equal(np.sort(there.first), np.sort(back.second))
+    assert there.turn * back.turn == pytest.approx(1.0, abs=2e-3)
+
+
+def test_a_scale_that_is_not_believed_is_not_found():
+    first, second, *_ = two_views(5, 120, scale=1.5)
+    assert match_patterns(first, second, (0.8, 1.25)) is None
+    assert match_patterns(first, second, (1.2, 1.8)) is not None
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_a_mirrored_image_is_refused_and_told_apart(seed):
+    first, second, *_ = two_views(seed, overlap=0.9, missing=0.1, spurious=0.1, mirrored=True)
+    assert match_patterns(first, second) is None
+    assert match_patterns(first, second.mirrored()) is not None
+
+
+@pytest.mark.parametrize("n_stars", range(FEWEST_STARS + 1))
+def test_too_few_stars_are_no_pattern(n_stars):
+    """Some stars fit anything: even the same few, twice, could be chance."""
+    rng = np.random.default_rng(n_stars)
+    x, y = rng.uniform(0, 500, (2, n_stars))
+    pattern = star_pattern(x, y, SHAPE)
+    assert match_patterns(pattern, pattern) is None
+    assert common_shapes([pattern], [pattern]).shape == (1, 1)
+
+
+def test_stars_at_one_place_or_on_a_line_harm_nobody():
+    line = np.arange(40.0)
+    for pattern in (
+        star_pattern(np.full(40, 7.0), np.full(40, 9.0), SHAPE),
+        star_pattern(10 * line, 5 * line, SHAPE),
+    ):
+        assert match_patterns(pattern, two_views(1)[0]) is None
+        match_patterns(pattern, pattern)
+
+
+# ---- two skies -------------------------------------------------------------------------------------------
+
+
+def unrelated(seed):
+    """Views of two skies, from a few stars to more than a pattern takes."""
+    rng = np.random.default_rng([seed, 77])
+    n_in_view = int(rng.integers(8, 300))
+    return (view(rng, *sky(rng, n_in_view)) for _ in range(2))
+
+
+def test_two_skies_never_match_and_chance_is_not_told_too_small(monkeypatch):
+    """Asked to accept what comes by chance once in twenty times, no more is accepted, and nothing nearly as sure as
+    a match must be."""
+    monkeypatch.setattr(zemosaic_star_patterns, "MOST_BY_CHANCE", 0.05)
+    monkeypatch.setattr(zemosaic_star_patterns, "_LEAST_SHARE", 0.0)
+    matches = [match_patterns(*unrelated(seed)) for seed in range(1500)]
+    chances = [match.chance for match in matches if match is not None]
+    assert len(chances) <= 75
+    assert min(chances, default=1.0) > 10 * MOST_BY_CHANCE
+
+
+def test_clusters_of_two_skies_do_not_match():
+    """Where stars crowd together more of them coincide than an even sky lets expect."""
+    for seed in range(200):
+        rng = np.random.default_rng([seed, 99])
+        patterns = []
+        for _ in range(2):
+            spread = rng.normal(0, 40, 80) + 1j * rng.normal(0, 40, 80) + 480 + 270j
+            field = rng.uniform(0, 960, 30) + 1j * rng.uniform(0, 540, 30)
+            z = rng.permutation(np.concatenate([spread, field]))
+            patterns.append(star_pattern(z.real, z.imag, SHAPE))
+        assert match_patterns(*patterns) is None, seed
+
+
+# ---- many patterns ---------------------------------------------------------------------------------------
+
+
+def test_shapes_tell_whom_it_is_worth_to_compare():
+    """Five views of each of six skies: the four others of its sky come first for each."""
+    rng = np.random.default_rng(4)
+    patterns = []
+    for _ in range(6):
+        places, flux = sky(rng, 60)
+        for _ in range(5):
+            turn, shift = np.exp(1j * rng.uniform(0, 2 * np.pi)), rng.normal(0, 40) + 1j * rng.normal(0, 40)
+            patterns.append(view(rng, places, flux, turn=turn, shift=shift))
+    votes = common_shapes(patterns, patterns).toarray()
+    np.fill_diagonal(votes, 0)
+    own = np.kron(np.eye(6, dtype=bool), np.ones((5, 5), dtype=bool))
+    likeliest = np.argsort(-votes, axis=1, kind="stable")[:, :4]
+    assert np.take_along_axis(own, likeliest, axis=1).mean() > 0.6
+    assert votes[own].mean() > 15 * votes[~own].mean()
+
+
+def test_no_pattern_no_shapes():
+    nobody, blank = [], [star_pattern(np.empty(0), np.empty(0), SHAPE)]
+    seen = [two_views(1)[0]]
+    for first, second in ((nobody, seen), (seen, nobody), (blank, seen), (seen, blank)):
+        votes = common_shapes(first, second)
+        assert votes.shape == (len(first), len(second))
+        assert votes.sum() == 0
+
+
+# ---- a place on the sky ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("centre", [(192.7, 41.1), (0.001, 0.0), (359.999, -30.0), (120.0, 89.9), (33.0, -90.0)])
+@pytest.mark.parametrize("parity", [-1, 1])
+def test_a_tan_is_found_from_places_that_it_gave(centre, parity):
+    angle, step = 2.0, 2.4 / 3600
+    rotation = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+    truth = tan_wcs(centre, step * rotation @ np.diag([1.0, parity]), (1920, 1080))
+    x, y = np.random.default_rng(1).uniform(0, 1000, (2, 12))
+    sky_deg = truth.all_pix2world(np.column_stack([x, y]), 0)
+    found = fit_tan(x, y, sky_deg, (1920, 1080), parity)
+    corners = np.array([[0.0, 0.0], [1079.0, 0.0], [0.0, 1919.0], [1079.0, 1919.0]])
+    np.testing.assert_allclose(found.all_world2pix(truth.all_pix2world(corners, 0), 0), corners, atol=1e-5)
+    assert np.sign(np.linalg.det(found.pixel_scale_matrix)) == parity
+    middle = SkyCoord(*found.wcs.crval, unit="deg").separation(SkyCoord(*truth.wcs.crval, unit="deg"))
+    assert middle.arcsec < 1e-4
+
+
+def test_a_few_false_stars_do_not_move_the_frame():
+    truth = tan_wcs((10.0, 50.0), np.diag([-1e-3, 1e-3]), (500, 700))
+    rng = np.random.default_rng(2)
+    x, y = rng.uniform(0, 500, (2, 30))
+    sky_deg = truth.all_pix2world(np.column_stack([x, y]), 0)
+    x, y = x + rng.normal(0, 0.1, 30), y + rng.normal(0, 0.1, 30)
+    clean = fit_tan(x[3:], y[3:], sky_deg[3:], (500, 700), -1)
+    x[:3] += 40.0
+    spoiled = fit_tan(x, y, sky_deg, (500, 700), -1)
+    corners = np.array([[0.0, 0.0], [699.0, 499.0]])
+    np.testing.assert_allclose(
+        spoiled.all_pix2world(corners, 0), clean.all_pix2world(corners, 0), rtol=0, atol=1e-3 * 1e-3
+    )
