@@ -38,7 +38,13 @@ from zemosaic_programs import (
     run_boxed,
     star_files,
 )
-from zemosaic_registration import StarList, find_stars, subtract_background
+from zemosaic_registration import (
+    StarList,
+    centroid_errors,
+    find_stars,
+    subtract_background,
+    windowed_centres,
+)
 from zemosaic_reproject import centre_icrs
 from zemosaic_types import FrameError, FrameHeader, FrameRecord, SolveError, SolverMissing
 
@@ -219,18 +225,23 @@ def star_picture(record: FrameRecord) -> StarPicture:
 
 @dataclass(frozen=True)
 class FrameStars:
-    """The stars of a frame, brightest first, in pixels of its picture, which has `shape`; see `StarPicture`."""
+    """The stars of a frame, brightest first, in pixels of its picture; see `StarPicture`.
+
+    `shape` is that of the picture, `sigma` the standard error of a star's centre along an axis.
+    """
 
     x: np.ndarray
     y: np.ndarray
+    sigma: np.ndarray
     shape: tuple[int, int]
     binning: int
 
 
 def frame_stars(record: FrameRecord) -> FrameStars:
     """Return the stars of a frame, few as they may be; raise `FrameError` as `star_picture`."""
-    residual, _, binning, stars = _detected(record)
-    return FrameStars(stars.x, stars.y, residual.shape, binning)
+    residual, noise, binning, stars = _detected(record)
+    x, y = windowed_centres(residual, stars)
+    return FrameStars(x, y, centroid_errors(stars, noise), residual.shape, binning)
 
 
 def _detected(record: FrameRecord) -> tuple[np.ndarray, float, int, StarList]:

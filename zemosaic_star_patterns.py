@@ -21,7 +21,7 @@ from scipy.special import betainc
 #: So many of a frame's stars, the brightest, are its pattern; with fewer than so many it has none.
 MOST_STARS, FEWEST_STARS = 150, 6
 #: The probability that stars of two skies coincide as well by chance, above which they are no match.
-MOST_BY_CHANCE = 1e-9
+MOST_BY_CHANCE = 1e-8
 #: A star counts as common within so many pixels of its place (of the coarser frame).
 REACH_PX = 2.0
 
@@ -242,11 +242,12 @@ def _guesses(
     return turn[believed][:_MOST_GUESSES], shift[believed][:_MOST_GUESSES]
 
 
-def _similarities(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _similarities(a: np.ndarray, b: np.ndarray, weight: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
     """Return the similarities that take places a (..., m) to b best, by least squares."""
-    mean_a, mean_b = a.mean(axis=-1, keepdims=True), b.mean(axis=-1, keepdims=True)
+    mean_a, mean_b = (np.average(z, axis=-1, weights=weight)[..., None] for z in (a, b))
     off_a, off_b = a - mean_a, b - mean_b
-    turn = (off_a.conj() * off_b).sum(axis=-1) / (np.abs(off_a) ** 2).sum(axis=-1)
+    pull = off_a.conj() if weight is None else weight * off_a.conj()
+    turn = (pull * off_b).sum(axis=-1) / (pull * off_a).sum(axis=-1).real
     return turn, mean_b[..., 0] - turn * mean_a[..., 0]
 
 
@@ -322,7 +323,14 @@ def _chance(n_common: int, n_seen: int, single: float) -> float:
 # ---- a place on the sky ----------------------------------------------------------------------------------
 
 
-def fit_tan(x: np.ndarray, y: np.ndarray, sky_deg: np.ndarray, shape: tuple[int, int], parity: int) -> WCS:
+def fit_tan(
+    x: np.ndarray,
+    y: np.ndarray,
+    sky_deg: np.ndarray,
+    shape: tuple[int, int],
+    parity: int,
+    sigma: np.ndarray | None = None,
+) -> WCS:
     """Return the TAN WCS of square pixels that puts stars where they are on the sky, ICRS; CRPIX is the middle.
 
     Parameters
@@ -335,21 +343,24 @@ def fit_tan(x: np.ndarray, y: np.ndarray, sky_deg: np.ndarray, shape: tuple[int,
         ``(ny, nx)`` of the frame.
     parity : int
         Sign of the determinant of the matrix: -1 for the sky as it is seen, 1 for a mirrored one.
+    sigma : ndarray, shape (m,), optional
+        Standard errors of the stars' distances; without them all count alike.
     """
     centre = 0.5 * (shape[1] - 1) + 0.5j * (shape[0] - 1)
     away = x + 1j * y - centre
     away = away if parity > 0 else away.conj()
     used = np.ones(away.size, dtype=bool)
+    weight = np.ones(away.size) if sigma is None else sigma**-2.0
     wcs = tan_wcs(_mean_direction(sky_deg), np.eye(2), shape)
     for _ in range(_CLIP_ROUNDS):
         for _ in range(_TAN_ROUNDS):
             plane = _standard(wcs, sky_deg)
-            turn, shift = _similarities(away[used], plane[used])
+            turn, shift = _similarities(away[used], plane[used], weight[used])
             # The reference point must lie where the middle is; its shift turns north a little, hence the rounds.
             wcs.wcs.crval = np.ravel(wcs.wcs_pix2world(*_pixel(wcs, complex(shift)), 0))
             wcs.wcs.set()
         plane = _standard(wcs, sky_deg)
-        turn, shift = _similarities(away[used], plane[used])
+        turn, shift = _similarities(away[used], plane[used], weight[used])
         off = np.abs(turn * away + shift - plane) / abs(turn)
         keep = off <= max(_CLIP_FLOOR_PX, _CLIP_SIGMA * float(np.median(off)))
         if keep.sum() < FEWEST_STARS or (keep == used).all():

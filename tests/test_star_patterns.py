@@ -35,6 +35,9 @@ def test_the_common_stars_are_those_that_trying_everything_finds(seed):
     first, second, *_ = two_views(seed, 22, overlap=0.9, missing=0.1, spurious=0.2)
     match = match_patterns(first, second)
     pairs, turn, shift = references.coinciding_stars(first.z, second.z, REACH_PX)
+    if match is None:  # too few for anybody to be sure
+        assert len(pairs) < 10
+        return
     assert list(zip(match.first.tolist(), match.second.tolist(), strict=True)) == pairs
     assert off_px(match, turn, shift) < 1e-6
 
@@ -88,14 +91,16 @@ def test_a_mirrored_image_is_refused_and_told_apart(seed):
     assert match_patterns(first, second.mirrored()) is not None
 
 
-@pytest.mark.parametrize("n_stars", range(FEWEST_STARS + 1))
+@pytest.mark.parametrize("n_stars", range(8))
 def test_too_few_stars_are_no_pattern(n_stars):
-    """Some stars fit anything: even the same few, twice, could be chance."""
+    """A few stars fit others somewhere: the same few, seen twice, are no proof."""
     rng = np.random.default_rng(n_stars)
     x, y = rng.uniform(0, 500, (2, n_stars))
     pattern = star_pattern(x, y, SHAPE)
-    assert match_patterns(pattern, pattern) is None
-    assert common_shapes([pattern], [pattern]).shape == (1, 1)
+    again = star_pattern(x + rng.normal(0, 0.5, n_stars), y + rng.normal(0, 0.5, n_stars), SHAPE)
+    assert len(pattern.quads) == 0 or n_stars >= FEWEST_STARS
+    assert match_patterns(pattern, again) is None
+    assert common_shapes([pattern], [again]).shape == (1, 1)
 
 
 def test_stars_at_one_place_or_on_a_line_harm_nobody():
@@ -119,8 +124,7 @@ def unrelated(seed):
 
 
 def test_two_skies_never_match_and_chance_is_not_told_too_small(monkeypatch):
-    """Asked to accept what comes by chance once in twenty times, no more is accepted, and nothing nearly as sure as
-    a match must be."""
+    """Asked to accept what comes by chance once in twenty times, no more is accepted, and nothing that is sure."""
     monkeypatch.setattr(zemosaic_star_patterns, "MOST_BY_CHANCE", 0.05)
     monkeypatch.setattr(zemosaic_star_patterns, "_LEAST_SHARE", 0.0)
     matches = [match_patterns(*unrelated(seed)) for seed in range(1500)]
