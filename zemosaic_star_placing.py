@@ -362,9 +362,8 @@ class _Growth:
         links = links[:_PARTNERS]
         mine = np.concatenate([match.first for _, match in links])
         sky = np.concatenate([self._sky_of(other)[match.second] for other, match in links])
-        sigma = np.hypot(
-            self._sigma(k)[mine], np.concatenate([self._sigma(other)[m.second] for other, m in links])
-        )
+        theirs = np.concatenate([self._stars[other].sigma[match.second] for other, match in links])
+        sigma = np.hypot(self._stars[k].sigma[mine], theirs)
         x, y = self._frame_pixels(k)
         record = self.records[k]
         wcs = fit_tan(x[mine], y[mine], sky, record.header.shape, parity, sigma)
@@ -378,10 +377,6 @@ class _Growth:
         stars = self._stars[k]
         half = 0.5 * (stars.binning - 1)
         return tuple(stars.binning * axis[:MOST_STARS] + half for axis in (stars.x, stars.y))
-
-    def _sigma(self, k: int) -> np.ndarray:
-        """Return the errors of the centres of a frame's stars, as they are in pixels of its picture."""
-        return self._stars[k].sigma[:MOST_STARS]
 
     def _sky_of(self, k: int) -> np.ndarray:
         """Return where the stars of a placed frame are on the sky, (m, 2) in degrees."""

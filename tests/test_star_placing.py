@@ -1,6 +1,7 @@
 """Frames without a WCS get their places from the stars that they share with others."""
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from zemosaic_fits_products import read_product_wcs
 from zemosaic_ledger import read_ledger
 from zemosaic_plan import NO_WCS
 from zemosaic_reproject import frame_to_icrs
+from zemosaic_star_patterns import match_patterns, star_pattern
 from zemosaic_star_placing import place_by_stars
 from zemosaic_synthetic import small_spec
 from zemosaic_types import PlanError, RunCancelled
@@ -92,7 +94,7 @@ def test_colour_distortion_and_parity_are_no_matter(more, tmp_path):
     verdicts, _ = placed_of(truths, [0])
     for truth in truths[1:]:
         assert verdicts[truth.frame_id].reason == ""
-        assert most_off_px(verdicts[truth.frame_id].record, truth) < (1.0 if "sip" in more else 0.4)
+        assert most_off_px(verdicts[truth.frame_id].record, truth) < (1.0 if "sip" in more else 0.3)
 
 
 def test_a_panel_is_reached_over_another(tmp_path):
@@ -102,7 +104,7 @@ def test_a_panel_is_reached_over_another(tmp_path):
     verdicts, _ = placed_of(truths, [0])
     for truth in truths[1:]:
         assert verdicts[truth.frame_id].reason == ""
-        assert most_off_px(verdicts[truth.frame_id].record, truth) < 0.6
+        assert most_off_px(verdicts[truth.frame_id].record, truth) < 0.3
 
 
 def test_without_any_wcs_the_frames_keep_their_places_to_each_other(truths):
@@ -119,7 +121,7 @@ def test_without_any_wcs_the_frames_keep_their_places_to_each_other(truths):
         sky = frame_to_icrs(frame_wcs(verdicts[other.frame_id].record.header), x, y)
         here = frame_wcs(root.header).all_world2pix(*sky, 0)
         there = frame_wcs(truth.header).all_world2pix(*frame_to_icrs(frame_wcs(other.header), x, y), 0)
-        assert np.hypot(*(np.array(here) - there)).max() < 0.4
+        assert np.hypot(*(np.array(here) - there)).max() < 0.3
 
 
 def test_a_provisional_place_is_as_good_as_the_header_allows(truths):
@@ -144,27 +146,24 @@ def test_the_order_of_the_frames_leaves_no_trace(truths):
         assert {v.record.frame_id: v for v in placing.verdicts} == forwards
 
 
-def test_of_many_placed_frames_a_few_of_each_pointing_are_looked_at(truths, monkeypatch):
-    """Two of eight hundred are lost: their like are found, and no more than some tens are read."""
+def test_of_many_placed_frames_a_few_of_each_pointing_and_those_near_by_are_looked_at(truths):
+    """One of eight hundred is lost; no more than some tens are read, whatever the order of the others."""
     many = [replace(t, frame_id=f"{n:03d}/{t.frame_id}") for n in range(160) for t in truths if t is not truths[4]]
-    read = []
-    monkeypatch.setattr(
-        zemosaic_star_placing,
-        "frame_stars",
-        lambda r, real=zemosaic_star_placing.frame_stars: read.append(r) or real(r),
-    )
-    by_path = [replace(record, path=record.path + f"?{n}") for n, record in enumerate(many)]
-    monkeypatch.setattr(
-        zemosaic_star_placing,
-        "read_stars",
-        lambda records, n, tell, cancel, real=zemosaic_star_placing.read_stars: {
-            r.path: real([replace(r, path=r.path.split("?")[0])], 1, None, cancel)[r.path.split("?")[0]]
-            for r in records
-        },
-    )
-    (verdict,) = place_by_stars([hidden(truths[4])], by_path).verdicts
-    assert most_off_px(verdict.record, truths[4]) < 0.3
-    assert len(read) <= 64
+    lost = hidden(replace(truths[4], frame_id="080/Light_01_0001.fit"))
+    chosen = zemosaic_star_placing._references([lost], many)
+    assert len(chosen) < 40
+    assert {record.frame_id[4:] for record in chosen} == {truth.frame_id for truth in truths} - {
+        truths[4].frame_id
+    }
+    assert {"080/Light_01_0000.fit", "080/Light_01_0002.fit"} <= {record.frame_id for record in chosen}
+    assert zemosaic_star_placing._references([lost], many[::-1]) == chosen
+
+
+def test_a_pointing_of_many_frames_is_soon_known_well_enough(truths):
+    """So the cost grows with the sky that is covered and not with the square of the frames."""
+    spots = zemosaic_star_placing._Spots()
+    taken = [truth.frame_id for truth in truths * 20 if spots.take(truth)]
+    assert len(taken) == 6
 
 
 # ---- frames that cannot be placed ------------------------------------------------------------------------
@@ -184,7 +183,7 @@ def test_a_frame_of_another_sky_is_named_with_what_to_do(truths, elsewhere):
     assert near.reason == ""
     assert far.record == hidden(elsewhere)
     words = r"its \d+ stars are those of none of the 3 frames that have a place; add frames that overlap it, or"
-    assert fits.Card and __import__("re").match(words, far.reason)
+    assert re.match(words, far.reason)
 
 
 def test_a_mirrored_frame_is_told(truths, tmp_path):
@@ -192,10 +191,8 @@ def test_a_mirrored_frame_is_told(truths, tmp_path):
     fits.writeto(tmp_path / "flipped.fit", data[::-1], header)
     flipped = replace(truths[1], path=str(tmp_path / "flipped.fit"), frame_id="flipped.fit")
     (verdict,) = place_by_stars([hidden(flipped)], truths[:1]).verdicts
-    assert (
-        verdict.reason
-        == f"its stars are those of {truths[0].frame_id} mirrored; save it in the same order of rows"
-    )
+    whose = f"its stars are those of {truths[0].frame_id} mirrored"
+    assert verdict.reason == f"{whose}; save it in the same order of rows"
 
 
 def test_frames_without_stars_or_pixels_say_so(truths, tmp_path):
@@ -295,7 +292,6 @@ def test_frames_placed_by_stars_are_worth_as_much_as_any(stripped, whole):
     assert stripped.result.complete
     assert stripped.result.n_used == 6
     away, ratio = same_stars(stripped, whole)
-    print(np.sqrt((away**2).mean()), np.abs(away.mean(axis=0)), ratio.mean(), ratio.std())
     assert np.sqrt((away**2).mean()) < 0.02
     assert np.sqrt(((ratio - 1.0) ** 2).mean()) < 0.005
 
@@ -316,8 +312,6 @@ def test_a_mosaic_without_a_place_has_the_right_shape(nowhere, whole):
     assert nowhere.result.n_used == 6
     x, y, flux = stars_of(nowhere)
     ox, oy, oflux = stars_of(whole)
-    from zemosaic_star_patterns import match_patterns, star_pattern
-
     brightest, theirs = np.argsort(-flux), np.argsort(-oflux)
     shape = nowhere.mosaic.shape[-2:]
     first = star_pattern(x[brightest], y[brightest], shape)
@@ -325,16 +319,13 @@ def test_a_mosaic_without_a_place_has_the_right_shape(nowhere, whole):
     match = match_patterns(first, second)
     assert match.first.size > 30
     off = np.abs(match.turn * first.z[match.first] + match.shift - second.z[match.second])
-    print(np.sqrt((off**2).mean()), abs(match.turn))
     assert np.sqrt((off**2).mean()) < 0.05
     assert abs(match.turn) == pytest.approx(1.0, abs=0.002)
 
 
 def test_the_user_is_told_wherever_he_looks_that_the_place_is_provisional(nowhere):
     warnings = [e.text for e in nowhere.events if isinstance(e, Message) and e.level == "WARNING"]
-    (caveat,) = [
-        text for text in warnings if text.startswith("The place of this mosaic on the sky is provisional")
-    ]
+    (caveat,) = [text for text in warnings if text.startswith("The place of this mosaic")]
     comment = "".join(str(card) for card in nowhere.header["COMMENT"])
     assert comment.replace(" ", "") == caveat.replace(" ", "")
     assert json.loads(nowhere.paths.report.read_text(encoding="utf-8"))["caveats"] == [caveat]
@@ -364,7 +355,7 @@ def test_a_frame_of_another_sky_is_left_out_of_the_run(frames, truths, elsewhere
 def test_stars_are_left_alone_where_the_user_wants(frames, truths, tmp_path):
     raw = without_wcs(frames, tmp_path / "raw", [truth.frame_id for truth in truths])
     settings = replace(SETTINGS, solve=replace(NO_SOLVER, align_by_stars=False))
-    with pytest.raises(PlanError, match="no frame has a place on the sky: .*plate solving is turned off"):
+    with pytest.raises(PlanError, match=r"no frame has a place on the sky: .*plate solving is turned off"):
         run_grid(raw, tmp_path / "out", settings)
 
 
