@@ -211,7 +211,7 @@ def match_patterns(
     tree = KDTree(_plane(second.z))
     reach = REACH_PX * np.maximum(1.0, np.abs(turn))
     mapped = turn[:, None] * first.z + shift[:, None]
-    distance, _ = tree.query(np.stack([mapped.real, mapped.imag], axis=-1))
+    distance, _ = tree.query(np.stack([mapped.real, mapped.imag], axis=-1), distance_upper_bound=reach.max())
     count = (distance <= reach[:, None]).sum(axis=1)
     best = None
     for k in np.argsort(-count, kind="stable")[:_MOST_REFINED]:
