@@ -16,9 +16,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
-from scipy.sparse import coo_matrix, eye_array
+from scipy.sparse import coo_matrix, diags_array
 from scipy.sparse.csgraph import connected_components
-from scipy.sparse.linalg import splu
+from scipy.sparse.linalg import cg
 from scipy.spatial import cKDTree
 from scipy.spatial.distance import cdist
 
@@ -234,12 +234,14 @@ def _solve_shifts(n: int, edges: np.ndarray, offset: np.ndarray, votes: np.ndarr
         graph = (graph + graph.T).tocsc()
         degree = np.asarray(graph.sum(axis=0)).ravel()
         # What holds the groups somewhere: their place is settled afterwards.
-        matrix = (-graph + coo_matrix((degree, (np.arange(n),) * 2), shape=(n, n)) + 1e-6 * eye_array(n)).tocsc()
-        right = np.empty((n, 2))
+        diagonal = degree + 1e-6
+        matrix, before = (diags_array(diagonal) - graph).tocsr(), shift
+        shift = np.empty((n, 2))
         for axis in range(2):
             pulls = weight * offset[:, axis]
-            right[:, axis] = np.bincount(first, pulls, minlength=n) - np.bincount(second, pulls, minlength=n)
-        before, shift = shift, splu(matrix).solve(right)
+            right = np.bincount(first, pulls, minlength=n) - np.bincount(second, pulls, minlength=n)
+            how = {"x0": before[:, axis], "rtol": _FINE, "atol": 0.0, "maxiter": _MOST_STEPS}
+            shift[:, axis], _ = cg(matrix, right, M=diags_array(1.0 / diagonal), **how)
         pull = np.hypot(*(offset - (shift[first] - shift[second])).T)
         if np.abs(shift - before).max() < 1e-3:
             break

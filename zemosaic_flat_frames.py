@@ -25,8 +25,8 @@ from zemosaic_flat import (
     stars_flat,
 )
 from zemosaic_measure import MeasuredFrame
+from zemosaic_pairs import partner_pairs
 from zemosaic_photometry import identify_stars
-from zemosaic_tiling import overlapping_pairs, thin_pairs
 from zemosaic_types import FlatModel, FrameHeader
 
 #: `auto` wants so many frames of an instrument, and so many detections of stars that several of them show.
@@ -109,7 +109,7 @@ def flatten_frames(measured: list[MeasuredFrame], mode: str) -> tuple[list[Measu
         return measured, []
     members: dict[tuple, list[int]] = {}
     for k, m in enumerate(measured):
-        members.setdefault(_detector(m.record.header), []).append(k)
+        members.setdefault(m.record.header.camera, []).append(k)
     out, flats = list(measured), []
     for indices in members.values():
         found = _instrument_flat([measured[k] for k in indices], mode)
@@ -118,11 +118,6 @@ def flatten_frames(measured: list[MeasuredFrame], mode: str) -> tuple[list[Measu
             for k in indices:
                 out[k] = flattened_frame(measured[k], found.flat)
     return out, flats
-
-
-def _detector(header: FrameHeader) -> tuple:
-    """Return what frames of one detector behind one telescope and filter share; vignetting is of the optics."""
-    return header.telescope, header.instrument, header.shape, header.layout, header.bayer, header.filter
 
 
 def _named(header: FrameHeader) -> str:
@@ -189,8 +184,7 @@ def _shared_skies(frames: list[MeasuredFrame]) -> Iterator[SharedSky]:
     """Yield the levels of boxes that pairs of frames share."""
     centres = np.array([np.mean(m.placement.polygon, axis=0) for m in frames])
     chosen = _some_frames(centres)
-    pairs = thin_pairs(overlapping_pairs([frames[k].placement for k in chosen]), centres[chosen], _PARTNERS)
-    pairs = chosen[pairs]
+    pairs = chosen[partner_pairs([frames[k].placement for k in chosen], _PARTNERS)]
     c = _own_channels(frames[0])
     for i, j in pairs.tolist():
         both = frames[i].measure, frames[j].measure

@@ -23,6 +23,7 @@ from zemosaic_reproject import (
     Placement,
     feather,
     frame_positions,
+    is_inside,
     lattice,
     resample,
     section_for,
@@ -143,27 +144,37 @@ class FrameSource:
         clean = replace_isolated(whole, self.colours, sky, noise, ISOLATED_SIGMA)
         return clean[None] if self.colours is MONO else demosaic(clean, self.colours)
 
-    def pixel_weights(self, part: Rect, radial: RadialWeight | None, feather_px: float) -> np.ndarray:
+    def pixel_weights(self, part: Rect, radial: RadialWeight | None, feather_px: float) -> np.ndarray | None:
         """Return the weight of each pixel of `part`, float32: alpha, resampled like data, `radial`, and a feather.
+
+        None if all are 1.
 
         Raises
         ------
         FrameError
             If the frame cannot be read.
         """
-        section = self.section_of(part)
-        if section.empty:
-            return np.zeros(part.shape, dtype=np.float32)
-        weight = np.ones(part.shape, dtype=np.float32)
-        alpha = read_alpha(self._path, self.header, section)
-        if alpha is not None:
-            plane = resample(alpha[None], section, self.header.shape, self.grid, part, kernel="bilinear")[0]
-            weight = np.nan_to_num(plane)
+        feathered = feather_px > 0 and not is_inside(self.grid, part, self.header.shape, feather_px)
+        weight = self._alpha(part)
+        if weight is None:
+            if radial is None and not feathered:
+                return None
+            weight = np.ones(part.shape, dtype=np.float32)
         if radial is not None:
             weight *= self._radial(part, radial)
-        if feather_px > 0:
+        if feathered:
             feather(self.grid, part, self.header.shape, feather_px, weight)
         return weight
+
+    def _alpha(self, part: Rect) -> np.ndarray | None:
+        if self.header.alpha_hdu is None:
+            return None
+        section = self.section_of(part)
+        alpha = None if section.empty else read_alpha(self._path, self.header, section)
+        if alpha is None:
+            return np.zeros(part.shape, dtype=np.float32)
+        plane = resample(alpha[None], section, self.header.shape, self.grid, part, kernel="bilinear")[0]
+        return np.nan_to_num(plane)
 
     def _radial(self, part: Rect, radial: RadialWeight) -> np.ndarray:
         ny, nx = self.header.shape

@@ -23,7 +23,9 @@ AS_SUGGESTED = "left out as suggested: "
 #: The reason in the ledger of a frame that the user named.
 EXCLUDED = "left out by the user"
 
-_TEXTS = frozenset({"placed_by", "path", "reason", "frame_id", "date_obs", "filter", "outline"})
+#: A camera of fewer frames has no usual frame of its own.
+_FEW = 3
+_TEXTS = frozenset({"path", "reason", "frame_id", "date_obs", "filter", "camera", "outline", "placed_by"})
 _WHOLE = frozenset({"line", "n_stars", "group", "gain_group", "n_tiles", "n_samples", "n_rejected_low"})
 _COUNTS = frozenset({"n_tiles", "n_samples", "n_rejected_low", "n_rejected_high"})
 _MAX_REASONS = 3
@@ -213,6 +215,19 @@ class FrameColumns:
                 corners[k] = np.array([_number(text) for text in numbers]).reshape(4, 2)
         return corners
 
+    def usual(self, values: np.ndarray, otherwise: float = np.nan) -> np.ndarray:
+        """Return the median (n,) of the known `values` over the frames of each frame's camera.
+
+        A camera of fewer than `_FEW` frames has no usual one: it is that of all.
+        """
+        usual = np.full(len(self.rows), _usual(values, otherwise))
+        cameras = np.array([f"{row.camera}|{row.filter}" for row in self.rows])
+        for camera in np.unique(cameras):
+            members = cameras == camera
+            if members.sum() >= _FEW:
+                usual[members] = _usual(values[members], otherwise)
+        return usual
+
     def noise(self) -> np.ndarray:
         """Return the noise of a frame's pixel in units of the mosaic, (n, c)."""
         return np.abs(self.coloured("gain")) * self.coloured("noise")
@@ -234,6 +249,9 @@ class FrameColumns:
         # The second moment of an elongated star is that of a round one times the mean of its axes' ratios.
         width2 = width**2 * (elongation + 1.0 / elongation) / 2.0 + _BLUR_OF_SHIFT * shift**2
         residual = np.nan_to_num(np.abs(self.coloured("match_residual")))
+        # Samples of one large pixel share its noise.
+        ratio = self.single("area_ratio")
+        noise = noise / np.sqrt(np.where((ratio > 0) & (ratio < 1), ratio, 1.0))[:, None]
         return Quality(weight, np.nan_to_num(noise), residual, width2)
 
 
@@ -276,22 +294,22 @@ def _symptoms(columns: FrameColumns) -> Iterator[_Symptom]:
     slope = np.hypot(
         root_mean_square(columns.coloured("gradient_x")), root_mean_square(columns.coloured("gradient_y"))
     )
-    wide = width / _usual(width)
+    wide = width / columns.usual(width)
     yield _Symptom(wide / 1.25, lambda k: f"its stars are {_times(wide[k])} as wide as usual")
-    long_limit = max(1.4, 1.3 * _usual(elongation, 1.0))
+    long_limit = np.maximum(1.4, 1.3 * columns.usual(elongation, 1.0))
     yield _Symptom(elongation / long_limit, lambda k: f"its stars are drawn out, {elongation[k]:.1f} : 1")
     dim = np.where(light > 0, 0.75 / np.where(light > 0, light, 1.0), np.where(light <= 0, np.inf, np.nan))
     yield _Symptom(dim, lambda k: f"clouds: {100 * (1 - light[k]):.0f} % of the light lost")
-    floor = max(_usual(left, 0.0), _TRIFLING_RESIDUAL * _usual(noise, 0.0), np.finfo(float).tiny)
-    rest = left / floor
+    usual_noise = np.maximum(columns.usual(noise, 0.0), np.finfo(float).tiny)
+    rest = left / np.maximum(columns.usual(left, 0.0), _TRIFLING_RESIDUAL * usual_noise)
     yield _Symptom(rest / 3.0, lambda k: f"what is left after the match is {_times(rest[k])} the usual")
-    shift_limit = max(0.7, 2.0 * _usual(shift, 0.0))
+    shift_limit = np.maximum(0.7, 2.0 * columns.usual(shift, 0.0))
     yield _Symptom(shift / shift_limit, lambda k: f"it lies {shift[k]:.1f} px beside its neighbours")
-    rejected_limit = max(0.05, 3.0 * _usual(rejected, 0.0))
+    rejected_limit = np.maximum(0.05, 3.0 * columns.usual(rejected, 0.0))
     yield _Symptom(rejected / rejected_limit, lambda k: f"{100 * rejected[k]:.0f} % of its pixels were rejected")
-    loud = noise / max(_usual(noise, 1.0), np.finfo(float).tiny)
+    loud = noise / usual_noise
     yield _Symptom(loud / 2.0, lambda k: f"its noise is {_times(loud[k])} the usual")
-    steep = slope / max(_usual(slope, 0.0), _TRIFLING_SLOPE * _usual(noise, 0.0), np.finfo(float).tiny)
+    steep = slope / np.maximum(columns.usual(slope, 0.0), _TRIFLING_SLOPE * usual_noise)
     yield _Symptom(steep / 5.0, lambda k: f"its sky gradient is {_times(steep[k])} as steep as usual")
 
 

@@ -17,7 +17,7 @@ from zemosaic_reproject import Canvas, centre_icrs, pixel_scale_deg, sample_nois
 from zemosaic_tiling import separate_isolated
 from zemosaic_types import FrameRecord, FrameSolution, LeftOut, Rect
 
-#: A frame this much fainter than the average one (clouds) adds noise only.
+#: A frame this much fainter than the usual one of its camera (clouds) adds noise only.
 MAX_GAIN = 20.0
 #: So is one whose sky, levelled as well as a plane can, is still this uneven, in noises of a pixel.
 MAX_RESIDUAL = 3.0
@@ -56,7 +56,8 @@ class MatchedFrames:
     """The frames of the stack with their solution, in frame order, and what was left out on the way.
 
     `measured`, `frames`, `transparency` and the rows of `match` belong together. `canvas` is what the frames
-    cover, and they lie on it. `transparency` is 1 for the usual frame, `disagreement` from `coarse_map`.
+    cover, and they lie on it. `transparency` is 1 for the usual frame of a camera, `disagreement` from
+    `coarse_map`.
     """
 
     measured: list[MeasuredFrame]
@@ -132,28 +133,39 @@ def match_frames(measured: list[MeasuredFrame], canvas: Canvas, options: MatchOp
     """
     left_out: list[LeftOut] = []
     cell_px = measured[0].cell_px
-    match, geometry = _solve(measured, options.normalise)
+    match, geometry = _solve(measured, options)
     while spoilt := _spoilt(measured, match, geometry, levelled=options.levels):
         for k, reason in spoilt.items():
             left_out.append(LeftOut(measured[k].record.path, reason, measured[k].record.line))
         measured = [m for k, m in enumerate(measured) if k not in spoilt]
         if not measured:
             return MatchedFrames([], [], canvas, match, [], coarse_map(match, canvas, cell_px), left_out)
-        match, geometry = _solve(measured, options.normalise)
+        match, geometry = _solve(measured, options)
     if options.rgb_equalize:
         match = _equalised(measured, match)
     blur = _blur(measured)
     frames = [_stack_frame(m, match, geometry, k, blur[k], options) for k, m in enumerate(measured)]
-    transparency = _transparency(match, geometry)
+    transparency = (1.0 / _dimming(measured, match, geometry)).mean(axis=1).tolist()
     disagreement = coarse_map(match, canvas, cell_px)
     canvas, frames = trim_canvas(canvas, frames)
     return MatchedFrames(measured, frames, canvas, match, transparency, disagreement, left_out)
 
 
-def _transparency(match: Match, geometry: Geometry) -> list[float]:
-    """Return the share of the usual light that each frame got, the mean of its colours."""
-    gain = match.gain / geometry.area_ratio[:, None]
-    return (np.median(gain, axis=0) / gain).mean(axis=1).tolist()
+def _cameras(measured: list[MeasuredFrame]) -> list[np.ndarray]:
+    """Return the indices of the frames of each camera, in the order of their first frames."""
+    members: dict[tuple, list[int]] = {}
+    for k, m in enumerate(measured):
+        members.setdefault(m.record.header.camera, []).append(k)
+    return [np.array(indices) for indices in members.values()]
+
+
+def _dimming(measured: list[MeasuredFrame], match: Match, geometry: Geometry) -> np.ndarray:
+    """Return how many times fainter stars are in a second of each frame than is usual for its camera, (n, c)."""
+    seconds = np.array([m.record.exptime_s if m.record.exptime_s > 0 else 1.0 for m in measured])
+    gain = match.gain * (seconds / geometry.area_ratio)[:, None]
+    for members in _cameras(measured):
+        gain[members] /= np.median(gain[members], axis=0)
+    return gain
 
 
 def coarse_map(match: Match, canvas: Canvas, cell_px: int) -> tuple[np.ndarray, Canvas]:
@@ -174,19 +186,31 @@ def coarse_map(match: Match, canvas: Canvas, cell_px: int) -> tuple[np.ndarray, 
     return image, replace(canvas, crpix=crpix, scale_deg=canvas.scale_deg * cell_px, shape=shape)
 
 
-def _solve(measured: list[MeasuredFrame], method: str) -> tuple[Match, Geometry]:
+def _solve(measured: list[MeasuredFrame], options: MatchOptions) -> tuple[Match, Geometry]:
+    """Return the match in the units of the camera that most frames are of."""
     placements = [m.placement for m in measured]
     geometry = Geometry(
         centre=np.array([np.mean(p.polygon, axis=0) for p in placements]),
         area_ratio=np.array([p.area_ratio for p in placements]),
         cell_px=measured[0].cell_px,
     )
-    return solve_match([m.measure for m in measured], geometry, method=method), geometry
+    match = solve_match([m.measure for m in measured], geometry, method=options.normalise)
+    most = max(_cameras(measured), key=len)
+    if options.knows_gains and most.size < len(measured):
+        gain = match.gain[most] / geometry.area_ratio[most, None]
+        match = _scaled(match, np.exp(-np.log(gain).mean(axis=0)))
+    return match, geometry
+
+
+def _scaled(match: Match, scale: np.ndarray) -> Match:
+    """Return the match in other units, a factor (c,) a colour."""
+    scaled = {name: getattr(match, name) * scale for name in ("gain", "offset", "residual")}
+    return replace(match, gradient=match.gradient * scale[:, None], **scaled)
 
 
 def _spoilt(measured: list[MeasuredFrame], match: Match, geometry: Geometry, *, levelled: bool) -> dict[int, str]:
     """Return which frames would spoil the mosaic, and why; what is left of a sky counts if it was `levelled`."""
-    gain = (match.gain / geometry.area_ratio[:, None]).max(axis=1)
+    gain = _dimming(measured, match, geometry).max(axis=1)
     noise = match.gain * np.array([m.measure.noise for m in measured])
     uneven = np.nan_to_num(match.residual / noise).max(axis=1)  # NaN in one colour hides no other
     reasons = {}
@@ -207,9 +231,7 @@ def _equalised(measured: list[MeasuredFrame], match: Match) -> Match:
     level = (match.gain * sky + match.offset).mean(axis=0)
     if not (level > 0).all():
         return match
-    scale = np.median(level) / level
-    scaled = {name: getattr(match, name) * scale for name in ("gain", "offset", "residual")}
-    return replace(match, gradient=match.gradient * scale[:, None], **scaled)
+    return _scaled(match, np.median(level) / level)
 
 
 def _blur(measured: list[MeasuredFrame]) -> np.ndarray:
@@ -234,7 +256,9 @@ def _stack_frame(
     # What the match could not take away is no noise of single pixels, but of any patch of some pixels a side.
     # Without gradients in the match every honest slope of the sky would be left, and say nothing.
     left = np.nan_to_num(match.residual[k]) if options.levels else 0.0
-    uneven = np.hypot(noise, _PATCH_PX * left)
+    # Nor is the noise of a pixel larger than the mosaic's, which all samples of it share.
+    shared = noise / np.sqrt(min(1.0, m.placement.area_ratio))
+    uneven = np.hypot(shared, _PATCH_PX * left)
     factor = sample_noise(options.kernel, bool(m.record.header.bayer), gain.size)
     solution = FrameSolution(
         gain=tuple(gain.tolist()),
@@ -290,10 +314,15 @@ def _weight(method: str, noise: np.ndarray, fwhm_px: float) -> np.ndarray:
 
 
 def trim_canvas(canvas: Canvas, frames: list[StackFrame]) -> tuple[Canvas, list[StackFrame]]:
-    """Cut the canvas to what its frames cover, on the same pixel grid; frames move by whole pixels."""
+    """Cut the canvas to what its frames cover, on the same pixel grid; frames move by whole pixels.
+
+    Frames whose WCS was corrected may reach over its rim; then it grows.
+    """
     outline = np.concatenate([np.array(frame.placement.polygon) for frame in frames])
     (x0, y0), (x1, y1) = np.floor(outline.min(axis=0)), np.ceil(outline.max(axis=0))
-    rect = Rect(int(y0), int(y1) + 1, int(x0), int(x1) + 1).intersect(canvas.rect)
+    rect = Rect(int(y0), int(y1) + 1, int(x0), int(x1) + 1)
+    if rect.intersect(canvas.rect.grown(1)) == rect:  # a pixel is rounding
+        rect = rect.intersect(canvas.rect)
     if rect == canvas.rect:
         return canvas, frames
     moved = []

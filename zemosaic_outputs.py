@@ -141,6 +141,7 @@ class LedgerRow:
     date_obs: str = ""
     exptime_s: float | None = None
     filter: str = ""
+    camera: str = ""
     sky: tuple[float, ...] = ()
     noise: tuple[float, ...] = ()
     fwhm_px: float | None = None

@@ -127,6 +127,9 @@ def fit_overlaps(sightings: Sightings, value: np.ndarray, sigma: np.ndarray, *, 
         plane is small but arbitrary.
     """
     fit = _Fit(sightings, value, sigma, 3 if planes else 1)
+    if not np.isfinite(fit.residual).any():  # nobody shares anything
+        return fit.result()
+    fit.prepare()
     for robust, rounds in ((_huber, _HUBER_ROUNDS), (_tukey, _TUKEY_ROUNDS)):
         for _ in range(rounds):
             if fit.improve(robust) < _CONVERGED:
@@ -151,8 +154,12 @@ class _Fit:
         self.weight = self.base
         self._settle()
         self.spread = _FIRST_SPREAD * self.scale * self.typical
+        self.knot = 2.0 * reach / self.length
+
+    def prepare(self) -> None:
+        """Form what conjugate gradients need."""
         self._weigh(self.base)
-        self.coarse = _CoarseSpace(self, 2.0 * reach / self.length)
+        self.coarse = _CoarseSpace(self, self.knot)
 
     def improve(self, robust: Callable[[np.ndarray], np.ndarray]) -> float:
         """Reweight and solve once; return the largest change of a coefficient in units of a sighting's error."""

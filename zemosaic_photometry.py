@@ -348,7 +348,8 @@ class _Sky:
         return fit_overlaps(self.sightings, value, self._sigma(gain, channel)[self.frame], planes=planes)
 
     def _sigma(self, gain: np.ndarray, channel: int) -> np.ndarray:
-        return gain * self.noise[:, channel] * np.hypot(_LEVEL_NOISE / self.geometry.cell_px, _LEVEL_FLOOR)
+        pixels = self.geometry.cell_px * np.sqrt(self.geometry.area_ratio)  # of the frame along a box
+        return gain * self.noise[:, channel] * np.hypot(_LEVEL_NOISE / pixels, _LEVEL_FLOOR)
 
     def residual_of_frames(self, fit: OverlapFit, gain: np.ndarray, channel: int) -> np.ndarray:
         """Return each frame's root mean square residual less what noise explains; NaN where nothing is shared.

@@ -27,8 +27,8 @@ from zemosaic_alignment import (
 )
 from zemosaic_fits_io import frame_wcs
 from zemosaic_measure import MeasuredFrame
+from zemosaic_pairs import partner_pairs
 from zemosaic_reproject import Canvas, frame_to_canvas, place
-from zemosaic_tiling import overlapping_pairs, thin_pairs
 from zemosaic_types import FrameError, LeftOut
 from zemosaic_wcs_correction import corrected_header
 
@@ -105,8 +105,7 @@ def refine_frames(
     if method not in ("auto", "on", "off"):
         raise ValueError(f"unknown refine_wcs {method!r}; known: auto, on, off")
     detections = star_positions(measured)
-    pairs = overlapping_pairs([m.placement for m in measured])
-    offsets = find_offsets(detections, thin_pairs(pairs, detections.centre, MAX_PARTNERS))
+    offsets = find_offsets(detections, partner_pairs([m.placement for m in measured], MAX_PARTNERS))
     between()
     usable = offsets.trusted & ~offsets.wrong
     detections = detections.only(usable[detections.frame])

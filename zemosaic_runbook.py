@@ -76,7 +76,8 @@ class RunBook:
         """Note what the header of a planned frame says."""
         row = self.rows.setdefault(record.path, LedgerRow(record.path, record.line))
         row.frame_id, row.exptime_s = record.frame_id, record.exptime_s
-        row.date_obs, row.filter = record.header.date_obs, record.header.filter
+        header = record.header
+        row.date_obs, row.filter, row.camera = header.date_obs, header.filter, header.camera_name
         row.placed_by = record.placed_by
 
     def leave_out(self, item: LeftOut, *, used: bool = False) -> None:

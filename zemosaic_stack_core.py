@@ -216,7 +216,8 @@ def stack(
         if device is not None and plain and can_stack(data.shape, halo):
             return StackResult(*stack_on_cuda(device, data, *_given(data, weight, noise, params), halo))
         return stack_arrays(data, weight, noise, params, pixel_weight=pixel_weight, halo=halo)
-    data = _with_weight(np, data, pixel_weight)
+    if pixel_weight is not None and not pixel_weight.min(initial=1.0) > 0:
+        data = _with_weight(np, data, pixel_weight)
     return _stack_compiled(data, weight, noise, params, pixel_weight, halo, threads)
 
 

@@ -1,4 +1,4 @@
-"""How the canvas is cut into cells, and who touches whom: frames and cells, frames and frames.
+"""How the canvas is cut into cells, which frames touch which cell, and which frames belong to one mosaic.
 
 All searches go through a spatial index of footprint polygons, so the cost grows with overlaps.
 """
@@ -11,7 +11,7 @@ import math
 import numpy as np
 import shapely
 from scipy.sparse import coo_matrix
-from scipy.sparse.csgraph import connected_components, minimum_spanning_tree
+from scipy.sparse.csgraph import connected_components
 from scipy.spatial import cKDTree
 
 from zemosaic_reproject import Placement
@@ -55,50 +55,6 @@ def frames_of_cells(placements: list[Placement], cells: list[Rect]) -> list[list
     boxes = [shapely.box(c.x0 - 3.0, c.y0 - 3.0, c.x1 + 2.0, c.y1 + 2.0) for c in cells]
     which, frame = tree.query(boxes, predicate="intersects")
     return [np.sort(frame[which == k]).tolist() for k in range(len(cells))]
-
-
-def overlapping_pairs(placements: list[Placement]) -> np.ndarray:
-    """Return the index pairs (first < second) of frames whose footprints overlap, (p, 2), sorted."""
-    polygons = _polygons(placements)
-    first, second = shapely.STRtree(polygons).query(polygons, predicate="intersects")
-    pairs = np.column_stack([first, second])[first < second]
-    return pairs[np.lexsort((pairs[:, 1], pairs[:, 0]))]
-
-
-def thin_pairs(pairs: np.ndarray, centres: np.ndarray, most: int) -> np.ndarray:
-    """Return enough of the pairs to tie together all frames that the pairs tie together.
-
-    A frame with more than `most` partners takes the ones at evenly spaced distances, so that the few that reach
-    into the next panel are among them; a spanning forest is added, so that no group is torn.
-
-    Parameters
-    ----------
-    pairs : ndarray, shape (p, 2)
-        first < second, sorted.
-    centres : ndarray, shape (n, 2)
-        Positions of the frames.
-    most : int
-    """
-    n = len(centres)
-    both = np.concatenate([pairs, pairs[:, ::-1]])
-    both = both[np.lexsort((both[:, 1], both[:, 0]))]
-    bounds = np.searchsorted(both[:, 0], np.arange(n + 1))
-    chosen = [_spanning_forest(pairs, n)]
-    for frame, (start, stop) in enumerate(itertools.pairwise(bounds)):
-        partners = both[start:stop, 1]
-        if partners.size > most:
-            distance = np.hypot(*(centres[partners] - centres[frame]).T)
-            order = np.argsort(distance, kind="stable")
-            steps = np.linspace(0.0, distance[order[-1]], most)
-            nearest = np.searchsorted(distance[order], steps).clip(max=partners.size - 1)
-            partners = partners[order[np.unique(nearest)]]
-        chosen.append(np.column_stack([np.minimum(frame, partners), np.maximum(frame, partners)]))
-    return np.unique(np.concatenate(chosen), axis=0)
-
-
-def _spanning_forest(pairs: np.ndarray, n: int) -> np.ndarray:
-    graph = coo_matrix((np.ones(len(pairs)), (pairs[:, 0], pairs[:, 1])), shape=(n, n))
-    return np.column_stack(minimum_spanning_tree(graph).nonzero()).astype(pairs.dtype)
 
 
 def _polygons(placements: list[Placement]) -> np.ndarray:

@@ -191,6 +191,17 @@ class FrameHeader:
         """Number of colour planes the frame gives: 1 or 3."""
         return 1 if self.layout == "mono" else 3
 
+    @property
+    def camera(self) -> tuple:
+        """What frames of one detector behind one telescope and filter have in common."""
+        return self.telescope, self.instrument, self.shape, self.layout, self.bayer, self.filter
+
+    @property
+    def camera_name(self) -> str:
+        """The same in words, without the filter."""
+        size = f"{self.shape[1]} x {self.shape[0]} {self.bayer or self.layout}"
+        return ", ".join(filter(None, (self.telescope, self.instrument, size)))
+
 
 @dataclass(frozen=True, slots=True)
 class FrameRecord:

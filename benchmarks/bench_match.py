@@ -1,4 +1,4 @@
-"""The photometric match at any scale: time and memory for 200, 2,000 and 20,000 measured frames.
+"""Refine, flat and match at any scale: time and memory for 200, 2,000 and 20,000 measured frames.
 
 No pixel is read: the measures are made up, as a survey of panels would give them. See README.md.
 """
@@ -11,19 +11,29 @@ import resource
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from bench_helpers import BYTES_PER_MB, positive_int, print_environment, table
 
-from zemosaic_photometry import FrameMeasure, Geometry, cell_number, cell_place, solve_match
+from zemosaic_flat_frames import flatten_frames
+from zemosaic_match import MatchedFrames, MatchOptions, match_frames
+from zemosaic_measure import MeasuredFrame
+from zemosaic_photometry import FrameMeasure, cell_number, cell_place
+from zemosaic_refine import refine_frames
+from zemosaic_reproject import Canvas, place
+from zemosaic_types import FrameHeader, FrameRecord
 
 PACKAGES = ("zemosaic", "numpy", "numba", "scipy")
 SIZES = (200, 2_000, 20_000)
 SHAPE, OVERLAP, DITHER_PX, ROTATION_DEG = (1080, 1920), 0.08, 15.0, 15.0
 CELL_PX, NOISE, SKY, GRADIENT = 64, 30.0, (700.0, 1100.0), 30.0
 STARS_A_FRAME = 100
+#: The WCS of a frame is off by this much along an axis. Pixels are so small that even a large field is flat.
+WCS_ERROR_PX, PIXEL_DEG = 0.3, 5e-6
 
 
 @dataclass(frozen=True)
@@ -36,6 +46,7 @@ class Pointing:
     transparency: float
     sky: float
     slope: tuple[float, float]
+    error: tuple[float, float]
 
 
 def main() -> None:
@@ -56,17 +67,21 @@ def main() -> None:
 
 
 _COLUMNS = {
-    "seconds": ("seconds", ".1f"),
-    "CPU seconds": ("cpu_s", ".1f"),
+    "refine, s": ("refine", ".1f"),
+    "flat": ("flat", ".1f"),
+    "match": ("match", ".1f"),
+    "CPU s": ("cpu_s", ".1f"),
     "peak MB": ("peak_mb", ",.0f"),
     "of which the measures": ("measures_mb", ",.0f"),
+    "WCS before, px": ("before_px", ".2f"),
+    "after": ("after_px", ".2f"),
     "gain error, rms": ("gain_error", ".2%"),
     "sky left, sigma of a pixel of the mosaic": ("level", ".3f"),
 }
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description="Time the match of made-up measures.")
+    parser = argparse.ArgumentParser(description="Time refine, flat and match of made-up measures.")
     add = parser.add_argument
     add("--sizes", type=positive_int, nargs="+", default=SIZES, metavar="N", help="numbers of frames")
     add("--per-panel", type=positive_int, default=7, metavar="N", help="frames a panel (default: %(default)s)")
@@ -76,24 +91,57 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def solve(n_frames: int, per_panel: int, channels: int) -> dict[str, float]:
-    """Make the measures of a survey, solve its match, and compare with the truth."""
+    """Make the measures of a survey, refine, flatten and match them, and compare with the truth."""
     pointings = _point(n_frames, per_panel)
     stars = _stars(pointings, channels)
-    measures = [_measure(k, pointing, stars, channels) for k, pointing in enumerate(pointings)]
-    geometry = Geometry(np.array([(p.x, p.y) for p in pointings]), np.ones(n_frames), CELL_PX)
-    before = _peak_mb()
-    start, cpu = time.perf_counter(), time.process_time()
-    match = solve_match(measures, geometry, method="global")
-    seconds, cpu = time.perf_counter() - start, time.process_time() - cpu
-    product = match.gain[:, 0] * np.array([p.transparency for p in pointings])
-    return {
-        "seconds": seconds,
-        "cpu_s": cpu,
-        "peak_mb": _peak_mb(),
-        "measures_mb": before,
-        "gain_error": float(np.std(product / product.mean())),
-        "level": _level_left(pointings, match),
-    }
+    canvas = _canvas(pointings)
+    measured = [_measured(k, pointing, stars, channels, canvas) for k, pointing in enumerate(pointings)]
+    found: dict[str, float] = {"measures_mb": _peak_mb()}
+    cpu = time.process_time()
+    with _timed("refine", found):
+        refined = refine_frames(measured, canvas, method="auto")
+    with _timed("flat", found):
+        measured, _ = flatten_frames(refined.measured, "auto")
+    with _timed("match", found):
+        matched = match_frames(measured, canvas, MatchOptions())
+    found |= {"cpu_s": time.process_time() - cpu, "peak_mb": _peak_mb()}
+    found |= {"before_px": refined.before_px, "after_px": refined.after_px}
+    left = [pointings[int(m.record.frame_id)] for m in matched.measured]
+    product = matched.match.gain[:, 0] * np.array([p.transparency for p in left])
+    found["gain_error"] = float(np.std(product / product.mean()))
+    return found | {"level": _level_left(left, matched)}
+
+
+@contextmanager
+def _timed(name: str, found: dict[str, float]) -> Iterator[None]:
+    start = time.perf_counter()
+    yield
+    found[name] = time.perf_counter() - start
+
+
+def _canvas(pointings: list[Pointing]) -> Canvas:
+    """Return a canvas in whose pixels the pointings lie."""
+    reach = np.hypot(*SHAPE) / 2
+    nx, ny = (int(max(getattr(p, axis) for p in pointings) + reach) for axis in "xy")
+    return Canvas((180.0, 0.0), (nx / 2, ny / 2), PIXEL_DEG, 0.0, (ny, nx))
+
+
+def _measured(k: int, p: Pointing, stars: tuple, channels: int, canvas: Canvas) -> MeasuredFrame:
+    ny, nx = SHAPE
+    measure = _measure(k, p, stars, channels)
+    where = p.x + p.error[0], p.y + p.error[1]
+    sky = canvas.wcs().pixel_to_world_values(*where)
+    own = Canvas(tuple(map(float, sky)), ((nx + 1) / 2, (ny + 1) / 2), PIXEL_DEG, np.degrees(p.angle), SHAPE)
+    layout = "chw" if channels == 3 else "mono"
+    header = FrameHeader(
+        0,
+        layout,
+        SHAPE,
+        wcs_text=own.wcs().to_header().tostring(endcard=False, padding=False),
+        instrument="made up",
+    )
+    record = FrameRecord(f"{k:06d}", f"{k:06d}.fits", header, 10.0)
+    return MeasuredFrame(record, measure, place(own.wcs(), SHAPE, canvas), CELL_PX)
 
 
 def _peak_mb() -> float:
@@ -116,7 +164,8 @@ def _point(n_frames: int, per_panel: int) -> list[Pointing]:
         slope *= GRADIENT / (np.abs(slope) @ (nx, ny))
         angle = np.radians(rng.uniform(-ROTATION_DEG, ROTATION_DEG))
         transparency, sky = rng.uniform(0.7, 1.0), rng.uniform(*SKY)
-        pointings.append(Pointing(x, y, angle, transparency, sky, tuple(slope)))
+        error = tuple(rng.normal(0.0, WCS_ERROR_PX, 2))
+        pointings.append(Pointing(x, y, angle, transparency, sky, tuple(slope), error))
     return pointings
 
 
@@ -146,6 +195,8 @@ def _measure(k: int, p: Pointing, stars: tuple, channels: int) -> FrameMeasure:
     true = p.transparency * flux[near][inside]
     error = np.full(true.shape, 14.0 * NOISE)
     jitter = rng.normal(0.0, 0.1, (2, len(true)))
+    cos, sin = np.cos(p.angle), np.sin(p.angle)
+    seen = u[inside] + cos * jitter[0] + sin * jitter[1], v[inside] + cos * jitter[1] - sin * jitter[0]
     rows, columns = (np.arange(int(c - reach) // CELL_PX, int(c + reach) // CELL_PX + 2) for c in (p.y, p.x))
     cx, cy = (a.ravel() for a in np.meshgrid(columns * float(CELL_PX), rows * float(CELL_PX)))
     within, cu, cv = _in_frame(p, cx, cy, CELL_PX / 2 + 1)
@@ -157,21 +208,22 @@ def _measure(k: int, p: Pointing, stars: tuple, channels: int) -> FrameMeasure:
         noise=np.full(channels, NOISE),
         fwhm_px=3.3,
         elongation=1.1,
-        star_x=x[near][inside] + jitter[0],
-        star_y=y[near][inside] + jitter[1],
-        frame_x=u[inside].astype(np.float32),
-        frame_y=v[inside].astype(np.float32),
+        star_x=x[near][inside] + jitter[0] + p.error[0],
+        star_y=y[near][inside] + jitter[1] + p.error[1],
+        frame_x=(seen[0] + (SHAPE[1] - 1) / 2).astype(np.float32),
+        frame_y=(seen[1] + (SHAPE[0] - 1) / 2).astype(np.float32),
         flux=(true + rng.normal(0.0, error)).astype(np.float32),
         flux_error=error.astype(np.float32),
         cell=number,
         level=level.astype(np.float32),
-        cell_x=cu[within].astype(np.float32),
-        cell_y=cv[within].astype(np.float32),
+        cell_x=(cu[within] + (SHAPE[1] - 1) / 2).astype(np.float32),
+        cell_y=(cv[within] + (SHAPE[0] - 1) / 2).astype(np.float32),
     )
 
 
-def _level_left(pointings: list[Pointing], match: object) -> float:
+def _level_left(pointings: list[Pointing], matched: MatchedFrames) -> float:
     """Return how uneven the mosaic's sky would be: rms over the cells, in noises of its pixels there."""
+    match = matched.match
     row, column = cell_place(match.cell)
     x, y = column * float(CELL_PX), row * float(CELL_PX)
     total, weight = np.zeros(x.size), np.zeros(x.size)

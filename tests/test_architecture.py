@@ -45,7 +45,7 @@ FLOORS = [
         "zemosaic_drawings",
         "zemosaic_flat",
     },
-    {"zemosaic_tiling", "zemosaic_frame_arrays"},
+    {"zemosaic_tiling", "zemosaic_pairs", "zemosaic_frame_arrays"},
     {
         "zemosaic_plan",
         "zemosaic_measure",

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from ledgers import rows_of
-from zemosaic_ledger import AS_SUGGESTED, frames_to_drop, judge, read_ledger
+from zemosaic_ledger import AS_SUGGESTED, FrameColumns, frames_to_drop, judge, read_ledger
 from zemosaic_outputs import COLOURED, LedgerRow, ledger_text
 from zemosaic_types import PlanError
 
@@ -125,6 +125,29 @@ def test_what_is_unusual_is_said_in_words(case):
     judgement = judge(rows_of(f7=change), 1)
     assert judgement.remarks[7] == words
     assert [text for k, text in enumerate(judgement.remarks) if k != 7] == [""] * 29
+
+
+def test_frames_are_compared_with_those_of_their_camera():
+    coarse = dict(camera="another", fwhm_px=3.2, area_ratio=0.25, noise=(90.0,), weight=(1 / 9e4,), elongation=1.5)
+    others = {f"f{k}": coarse for k in range(0, 10)}
+    judgement = judge(rows_of(40, **others), 1)
+    assert judgement.remarks == [""] * 40
+    others["f3"] = coarse | dict(fwhm_px=6.4)
+    judgement = judge(rows_of(40, **others), 1)
+    assert judgement.remarks[3] == "its stars are 2.0 times as wide as usual"
+    assert judgement.remarks[:3] + judgement.remarks[4:] == [""] * 39
+
+
+def test_a_camera_of_few_frames_is_compared_with_all():
+    judgement = judge(rows_of(40, f3=dict(camera="another", fwhm_px=6.4)), 1)
+    assert judgement.remarks[3] == "its stars are 2.0 times as wide as usual"
+
+
+def test_the_noise_of_large_pixels_counts_for_the_patch_that_shares_it():
+    quality = FrameColumns(rows_of(4, f1=dict(area_ratio=0.25), f2=dict(area_ratio=4.0)), 1).quality()
+    rows = rows_of(4)
+    plain = np.array([row.noise[0] for row in rows])
+    np.testing.assert_allclose(quality.noise[:, 0] / plain, [1.0, 2.0, 1.0, 1.0])
 
 
 def test_a_frame_that_still_helps_is_remarked_upon_but_not_suggested():

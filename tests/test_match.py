@@ -44,6 +44,23 @@ def test_the_width_of_stars_counts_on_the_sky_and_not_in_pixels(measured):
     np.testing.assert_allclose(after, before, rtol=1e-9)
 
 
+@pytest.mark.parametrize("shift", [(-4.3, 0.0), (0.0, 4.6), (3.2, -3.1)])
+def test_frames_that_were_moved_over_the_rim_keep_all_their_pixels(measured, shift):
+    frames, canvas = measured
+    assert match_frames(frames, canvas, MatchOptions()).canvas == canvas
+    moved = []
+    for m in frames:
+        polygon = tuple((x + shift[0], y + shift[1]) for x, y in m.placement.polygon)
+        moved.append(replace(m, placement=replace(m.placement, polygon=polygon)))
+    matched = match_frames(moved, canvas, MatchOptions())
+    outline = np.concatenate([frame.placement.polygon for frame in matched.frames])
+    assert (outline.min(axis=0) >= -0.5).all()
+    assert (outline.max(axis=0) <= np.array(matched.canvas.shape[::-1]) - 0.5).all()
+    here = matched.canvas.wcs().pixel_to_world_values(*matched.frames[0].placement.polygon[0])
+    there = canvas.wcs().pixel_to_world_values(*moved[0].placement.polygon[0])
+    np.testing.assert_allclose(here, there, atol=1e-9)
+
+
 def test_a_camera_behind_another_telescope_has_a_flat_of_its_own(measured):
     frames, _ = measured
     other = [
@@ -52,3 +69,69 @@ def test_a_camera_behind_another_telescope_has_a_flat_of_its_own(measured):
     ]
     assert len(flatten_frames(frames, "auto")[1]) == 1
     assert len(flatten_frames([*frames[:4], *other], "auto")[1]) == 2
+
+
+def scaled(m, factor, *, instrument="another", exptime_s=None, light=1.0):
+    """Return a frame as another camera would measure it: in other units, and with a share of the light."""
+    measure = m.measure
+    values = {name: getattr(measure, name) * factor for name in ("sky", "noise", "flux_error", "level")}
+    record = replace(m.record, header=replace(m.record.header, instrument=instrument))
+    if exptime_s is not None:
+        record = replace(record, exptime_s=exptime_s)
+    return replace(m, record=record, measure=replace(measure, flux=measure.flux * factor * light, **values))
+
+
+@pytest.mark.parametrize("factor", [1.0 / 65535.0, 300.0])
+def test_a_camera_of_other_units_is_no_cloud_and_the_units_are_those_of_most_frames(measured, factor):
+    frames, canvas = measured
+    alone = match_frames(frames, canvas, MatchOptions())
+    mixed = match_frames([*frames[:5], *(scaled(m, factor) for m in frames[5:])], canvas, MatchOptions())
+    assert mixed.left_out == []
+    usual = np.array([frame.solution.gain[0] for frame in alone.frames])
+    gain = np.array([frame.solution.gain[0] for frame in mixed.frames])
+    gain[5:] *= factor
+    np.testing.assert_allclose(gain / usual, gain[0] / usual[0], rtol=1e-5)
+    assert gain[:5].mean() == pytest.approx(1.0, abs=0.2)
+    weight = np.array([[frame.solution.weight[0] for frame in some.frames] for some in (alone, mixed)])
+    np.testing.assert_allclose(weight[1] / weight[0], weight[1, 0] / weight[0, 0], rtol=1e-4)
+
+
+def test_a_clouded_frame_is_named_among_those_of_its_camera(measured):
+    frames, canvas = measured
+    faint = [scaled(m, 1e-3, light=1.0 / 40.0 if k == 2 else 1.0) for k, m in enumerate(frames[:4])]
+    matched = match_frames([*faint, *frames[4:]], canvas, MatchOptions())
+    assert [item.path for item in matched.left_out] == [frames[2].record.path]
+    assert "times fainter" in matched.left_out[0].reason
+
+
+def test_transparency_is_the_light_of_a_second_against_frames_of_the_same_camera(measured):
+    frames, canvas = measured
+    before = match_frames(frames, canvas, MatchOptions()).transparency
+    longer = [
+        scaled(m, 3.0, instrument=m.record.header.instrument, exptime_s=3.0 * m.record.exptime_s) for m in frames
+    ]
+    after = match_frames([*longer[:3], *frames[3:]], canvas, MatchOptions()).transparency
+    np.testing.assert_allclose(after, before, rtol=1e-4)
+    other = match_frames(
+        [*frames[:4], *(scaled(m, 50.0) for m in frames[4:])], canvas, MatchOptions()
+    ).transparency
+    for some in (slice(0, 4), slice(4, 8)):
+        ratio = np.array(other[some]) / np.array(before[some])
+        np.testing.assert_allclose(ratio, ratio[0], rtol=1e-4)
+        assert np.median(other[some]) == pytest.approx(1.0, abs=0.02)
+
+
+@pytest.mark.parametrize("ratio", [0.25, 4.0])
+def test_pixels_larger_than_those_of_the_mosaic_weigh_as_few_as_they_are(measured, ratio):
+    """Samples of one large pixel share its noise; samples of small ones are not averaged, and share nothing."""
+    frames, canvas = measured
+    placed = [replace(m, placement=replace(m.placement, area_ratio=1.0)) for m in frames]
+    other = replace(placed[0], placement=replace(placed[0].placement, area_ratio=ratio))
+    matched = match_frames([other, *placed[1:]], canvas, MatchOptions("none"))
+    weight, noise = (
+        np.array([getattr(frame.solution, name)[0] for frame in matched.frames]) for name in ("weight", "noise")
+    )
+    expected = np.ones(len(frames))
+    expected[0] = min(1.0, ratio)
+    product = weight * np.square(noise)
+    np.testing.assert_allclose(product / product[1], expected, rtol=1e-9)

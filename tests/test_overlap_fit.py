@@ -1,5 +1,7 @@
 """The overlap fit against dense least squares, and what it owes its users: determinism, robustness, rank."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 
@@ -188,3 +190,21 @@ def test_frames_of_one_and_the_same_pointing_are_solved(planes, n_frames, seed, 
     fit = fit_overlaps(Sightings(np.arange(n_frames + 1) * 30, points, place, centre), value, sigma, planes=planes)
     np.testing.assert_allclose(fit.coefficients[:, 0], planted - planted.mean(), atol=0.02)
     assert not caplog.records
+
+
+@pytest.mark.parametrize("planes", [True, False])
+@pytest.mark.parametrize("n_points", [0, 1, 9])
+def test_frames_that_share_nothing_cost_nothing_however_far_apart(planes, n_points):
+    n_frames = 50
+    centre = np.random.default_rng(3).uniform(0.0, 1e6, (n_frames, 2))
+    place = np.repeat(centre, n_points, axis=0) + np.tile(np.arange(n_points), n_frames)[:, None]
+    sightings = Sightings(np.arange(n_frames + 1) * n_points, np.arange(len(place)), place, centre)
+    value = np.arange(float(len(place)))
+    tracemalloc.start()
+    fit = fit_overlaps(sightings, value, np.ones(value.size), planes=planes)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert not fit.coefficients.any()
+    assert np.isnan(fit.residual).all()
+    np.testing.assert_array_equal(fit.truth, value)
+    assert peak < 5e6

@@ -67,7 +67,7 @@ def match_of(measures, method="linear_fit", area_ratio=1.0):
     """Solve frames that lie on a square, as `make_measures` lays them out."""
     row, column = zip(*((cell_place(m.cell)) for m in measures), strict=True)
     centre = np.array([(c.mean() * CELL, r.mean() * CELL) for r, c in zip(row, column, strict=True)])
-    geometry = Geometry(centre, np.full(len(measures), area_ratio), CELL)
+    geometry = Geometry(centre, np.broadcast_to(area_ratio, len(measures)), CELL)
     return solve_match(measures, geometry, method=method)
 
 
@@ -211,6 +211,22 @@ def test_matched_levels_differ_by_noise_only_and_the_residuals_say_so():
         np.add.at(sums, row * 200 + column, level)
         np.add.at(counts, row * 200 + column, 1)
     assert (match.residual < 3.0).all()
+
+
+def test_large_pixels_are_known_to_tell_a_level_less_well():
+    """Pixels of twice the side are four times fewer in a box: what their noise explains is no unevenness."""
+    measures, _, _ = make_measures()
+    rng = np.random.default_rng(7)
+    ratio = np.ones(len(measures))
+    for k in (1, 3, 5, 7):
+        m, ratio[k] = measures[k], 0.25
+        more = rng.normal(0.0, np.sqrt(0.08**2 - 0.05**2) * m.noise, m.level.shape)  # 0.05 is in there
+        level = (m.level + more) / ratio[k]
+        measures[k] = replace(m, sky=m.sky / ratio[k], noise=m.noise / ratio[k], level=level.astype(np.float32))
+    match = match_of(measures, "global", area_ratio=ratio)
+    noise = match.gain[:, 0] * np.array([m.noise[0] for m in measures])
+    np.testing.assert_allclose(noise, noise.mean(), rtol=0.25)
+    assert (match.residual[:, 0] < 0.02 * noise).all()
 
 
 def test_a_cloud_over_half_a_frame_shows_in_its_residual_and_moves_no_other_frame():

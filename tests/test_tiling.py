@@ -8,9 +8,7 @@ from zemosaic_tiling import (
     cell_length_px,
     cut_cells,
     frames_of_cells,
-    overlapping_pairs,
     separate_isolated,
-    thin_pairs,
 )
 from zemosaic_types import Rect
 
@@ -69,20 +67,6 @@ def test_frames_go_to_the_cells_that_their_polygon_touches_not_their_box():
     assert frames_of_cells([diamond], cells) == [[], [0], [0], []]
 
 
-def test_pairs_are_those_of_all_against_all():
-    rng = np.random.default_rng(2)
-    placements = [square(*rng.uniform(0, 2000, 2), 300, rng.uniform(0, 3)) for _ in range(120)]
-    import shapely
-
-    polygons = [shapely.Polygon(p.polygon) for p in placements]
-    expected = [(i, j) for i in range(120) for j in range(i + 1, 120) if polygons[i].intersects(polygons[j])]
-    assert overlapping_pairs(placements).tolist() == [list(pair) for pair in expected]
-
-
-def test_one_frame_has_no_pair():
-    assert overlapping_pairs([square(0, 0, 10)]).shape == (0, 2)
-
-
 def test_a_far_frame_is_told_from_the_mosaic_and_a_gap_is_not():
     centres = np.array([[10.0, 60.0], [11.0, 60.0], [16.0, 60.0], [190.0, -60.0], [10.0, -60.0]])
     inside, distance = separate_isolated(centres, np.full(5, 1.4))
@@ -101,34 +85,3 @@ def test_the_mosaic_is_found_across_ra_zero_and_the_pole():
 
 def test_a_single_frame_is_its_own_mosaic():
     assert separate_isolated(np.array([[10.0, 20.0]]), np.array([1.0]))[0].tolist() == [True]
-
-
-def groups_of(pairs, n):
-    from scipy.sparse import coo_matrix
-    from scipy.sparse.csgraph import connected_components
-
-    graph = coo_matrix((np.ones(len(pairs)), (pairs[:, 0], pairs[:, 1])), shape=(n, n))
-    return connected_components(graph, directed=False)[0]
-
-
-@pytest.mark.parametrize("gap", [250, 290, 299])
-def test_thinned_pairs_tie_panels_together_however_few_pairs_join_them(gap):
-    rng = np.random.default_rng(gap)
-    left = [square(*rng.normal(0, 5, 2), 300) for _ in range(120)]
-    right = [square(gap + rng.normal(0, 5), rng.normal(0, 5), 300) for _ in range(120)]
-    placements = left + right
-    centres = np.array([np.mean(p.polygon, axis=0) for p in placements])
-    pairs = overlapping_pairs(placements)
-    thin = thin_pairs(pairs, centres, 12)
-    assert {tuple(p) for p in thin.tolist()} <= {tuple(p) for p in pairs.tolist()}
-    assert len(thin) < 13 * len(placements)
-    assert groups_of(thin, 240) == groups_of(pairs, 240) == 1
-    across = ((thin[:, 0] < 120) & (thin[:, 1] >= 120)).sum()
-    assert across > 50
-
-
-def test_few_pairs_are_all_kept():
-    pairs = np.array([(0, 1), (0, 2), (1, 2), (2, 3)])
-    centres = np.zeros((5, 2))
-    assert thin_pairs(pairs, centres, 4).tolist() == pairs.tolist()
-    assert thin_pairs(np.empty((0, 2), dtype=int), centres[:3], 4).shape == (0, 2)
