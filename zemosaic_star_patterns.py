@@ -42,8 +42,8 @@ _LEAST_SHARE = 0.2
 _FIELD_POINTS = 24
 # The density around a star is that of so many of its neighbours.
 _CROWD = 8
-_TAN_ROUNDS, _CLIP_ROUNDS = 4, 3
-_CLIP_SIGMA, _CLIP_FLOOR_PX = 4.0, 0.3
+_SOFT_ROUNDS, _TAN_ROUNDS = 10, 3
+_SOFT_PX, _CLIP_SIGMA, _CLIP_FLOOR_PX = 0.1, 4.0, 0.3
 
 
 @dataclass(frozen=True)
@@ -336,7 +336,7 @@ def fit_tan(
     Parameters
     ----------
     x, y : ndarray, shape (m,)
-        Places in the frame's pixels; m >= 2. Those that fit far worse than the others do not count.
+        Places in the frame's pixels; m >= 2. Those of a minority that fit far worse than the others do not count.
     sky_deg : ndarray, shape (m, 2)
         Right ascension and declination of the same stars.
     shape : tuple of int
@@ -349,26 +349,30 @@ def fit_tan(
     centre = 0.5 * (shape[1] - 1) + 0.5j * (shape[0] - 1)
     away = x + 1j * y - centre
     away = away if parity > 0 else away.conj()
-    used = np.ones(away.size, dtype=bool)
     weight = np.ones(away.size) if sigma is None else sigma**-2.0
-    wcs = tan_wcs(_mean_direction(sky_deg), np.eye(2), shape)
-    for _ in range(_CLIP_ROUNDS):
-        for _ in range(_TAN_ROUNDS):
-            plane = _standard(wcs, sky_deg)
-            turn, shift = _similarities(away[used], plane[used], weight[used])
-            # The reference point must lie where the middle is; its shift turns north a little, hence the rounds.
-            wcs.wcs.crval = np.ravel(wcs.wcs_pix2world(*_pixel(wcs, complex(shift)), 0))
-            wcs.wcs.set()
-        plane = _standard(wcs, sky_deg)
-        turn, shift = _similarities(away[used], plane[used], weight[used])
-        off = np.abs(turn * away + shift - plane) / abs(turn)
-        keep = off <= max(_CLIP_FLOOR_PX, _CLIP_SIGMA * float(np.median(off)))
-        if keep.sum() < FEWEST_STARS or (keep == used).all():
-            break
-        used = keep
-    sign = 1.0 if parity > 0 else -1.0
-    matrix = np.array([[turn.real, -sign * turn.imag], [turn.imag, sign * turn.real]])
+    wcs, pull = tan_wcs(_mean_direction(sky_deg), np.eye(2), shape), weight
+    for _ in range(_SOFT_ROUNDS):
+        _, off = _settled(wcs, away, sky_deg, pull)
+        pull = weight / np.maximum(off, _SOFT_PX)
+    used = off <= max(_CLIP_FLOOR_PX, _CLIP_SIGMA * float(np.median(off)))
+    for _ in range(_TAN_ROUNDS):
+        turn, _ = _settled(wcs, away, sky_deg, weight * used)
+    matrix = np.array([[turn.real, -parity * turn.imag], [turn.imag, parity * turn.real]])
     return tan_wcs(tuple(wcs.wcs.crval), matrix, shape)
+
+
+def _settled(wcs: WCS, away: np.ndarray, sky_deg: np.ndarray, weight: np.ndarray) -> tuple[complex, np.ndarray]:
+    """Move the reference of a WCS of the unit matrix to where the fit of stars puts the middle of their frame.
+
+    That turns north a little, so it takes some rounds. `away` are places relative to the middle, complex. Returned
+    are degrees a pixel with their rotation, and the stars' distances from their places in px.
+    """
+    seen = wcs.wcs_world2pix(sky_deg, 0) - (wcs.wcs.crpix - 1.0)
+    plane = seen[:, 0] + 1j * seen[:, 1]
+    turn, shift = _similarities(away, plane, weight)
+    wcs.wcs.crval = np.ravel(wcs.wcs_pix2world(*(wcs.wcs.crpix - 1.0 + [shift.real, shift.imag])[:, None], 0))
+    wcs.wcs.set()
+    return complex(turn), np.abs(turn * away + shift - plane) / abs(turn)
 
 
 def tan_wcs(crval_deg: tuple[float, float], matrix: np.ndarray, shape: tuple[int, int]) -> WCS:
@@ -387,14 +391,3 @@ def _mean_direction(sky_deg: np.ndarray) -> tuple[float, float]:
     ra, dec = np.deg2rad(sky_deg).T
     x, y, z = (np.cos(dec) * np.cos(ra)).sum(), (np.cos(dec) * np.sin(ra)).sum(), np.sin(dec).sum()
     return float(np.rad2deg(np.arctan2(y, x)) % 360.0), float(np.rad2deg(np.arctan2(z, np.hypot(x, y))))
-
-
-def _standard(wcs: WCS, sky_deg: np.ndarray) -> np.ndarray:
-    """Return standard coordinates, complex, in degrees, of places on the sky by a WCS of the unit matrix."""
-    seen = wcs.wcs_world2pix(sky_deg, 0) - (wcs.wcs.crpix - 1.0)
-    return seen[:, 0] + 1j * seen[:, 1]
-
-
-def _pixel(wcs: WCS, standard: complex) -> tuple[float, float]:
-    """Return the pixel of standard coordinates by a WCS of the unit matrix."""
-    return wcs.wcs.crpix[0] - 1.0 + standard.real, wcs.wcs.crpix[1] - 1.0 + standard.imag

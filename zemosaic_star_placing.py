@@ -159,16 +159,16 @@ def place_by_stars(
         growth, caveat = _largest_family(growth)
     mirrored = growth.mirror_images()
     index = {record.path: k for k, record in enumerate(seen)}
+    n_placed = len(placed) + sum(index.get(record.path) in growth.placed for record in lost)
     verdicts = []
     for record in lost:
-        k = index.get(record.path)
+        k, found = index.get(record.path), stars[record.path]
         if k is None:
-            verdicts.append(Verdict(record, str(stars[record.path])))
+            verdicts.append(Verdict(record, str(found)))
         elif k in growth.placed:
             verdicts.append(Verdict(growth.records[k]))
         else:
-            n_stars, n_placed = stars[record.path].x.size, len(growth.placed)
-            verdicts.append(Verdict(record, _why_lost(n_stars, n_placed, mirrored.get(k))))
+            verdicts.append(Verdict(record, _why_lost(found.x.size, n_placed, mirrored.get(k))))
     return Placing(verdicts, caveat)
 
 
@@ -292,13 +292,14 @@ class _Growth:
         self.patterns = [star_pattern(s.x, s.y, s.shape) for s in stars]
         self._stars, self._cancel = stars, cancel
         self._tries: dict[int, int] = defaultdict(int)
+        self._compared: list[int] = []
         self._sky: dict[int, np.ndarray] = {}
 
     def again(self, banned: set[int]) -> _Growth:
         """Return the same frames as they were given, of which some must not be placed."""
         other = copy(self)
         other.records, other.placed, other._sky = list(self.records), set(banned), {}
-        other._tries = defaultdict(int)
+        other._tries, other._compared = defaultdict(int), []
         return other
 
     def grow(self, roots: Sequence[int]) -> None:
@@ -325,9 +326,9 @@ class _Growth:
             fresh = sorted(k for k in by_stars if spots.take(self.records[k]))
 
     def mirror_images(self) -> dict[int, FrameRecord]:
-        """Return which frames that are not placed show the stars of a placed one mirrored, and whose."""
+        """Return which frames that are not placed show, mirrored, the stars of one they were compared with."""
         lost = sorted(set(range(len(self.records))) - self.placed)
-        others = sorted(self.placed)
+        others = self._compared
         mirrored = [self.patterns[k].mirrored() for k in lost]
         votes = common_shapes(mirrored, [self.patterns[k] for k in others])
         found = {}
@@ -340,6 +341,7 @@ class _Growth:
 
     def _compare(self, waiting: list[int], fresh: list[int], links: dict[int, Links]) -> None:
         """Add how waiting frames match fresh ones, where shapes of quads promise something."""
+        self._compared += fresh
         votes = common_shapes([self.patterns[k] for k in waiting], [self.patterns[k] for k in fresh])
         for row, k in enumerate(waiting):
             self._cancel.check()

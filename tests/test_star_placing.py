@@ -15,7 +15,7 @@ import zemosaic_star_placing
 from grid_mode import GridSettings, run_grid
 from solvers import records_in, without_wcs
 from surveys import Run, shuffled_copy, survey_in
-from zemosaic_astrometry import SolveOptions
+from zemosaic_astrometry import SolveOptions, cards_of
 from zemosaic_events import CancelToken, FrameLeftOut, Message
 from zemosaic_fits_io import frame_wcs
 from zemosaic_fits_products import read_product_wcs
@@ -105,6 +105,18 @@ def test_a_panel_is_reached_over_another(tmp_path):
     for truth in truths[1:]:
         assert verdicts[truth.frame_id].reason == ""
         assert most_off_px(verdicts[truth.frame_id].record, truth) < 0.3
+
+
+def test_one_wrong_wcs_among_others_misleads_nobody(truths):
+    """A frame of the same pointing is 20 px off; the others that the lost frame shares stars with outvote it."""
+    wrong = truths[1]
+    cards = frame_wcs(wrong.header).deepcopy()
+    cards.wcs.crpix = cards.wcs.crpix + 20.0
+    header = replace(wrong.header, wcs_text=cards_of(cards, 1, wrong.header.shape))
+    others = [replace(wrong, header=header), *truths[2:]]
+    (verdict,) = place_by_stars([hidden(truths[0])], others).verdicts
+    assert "and those of " in verdict.record.placed_by
+    assert most_off_px(verdict.record, truths[0]) < 0.3
 
 
 def test_without_any_wcs_the_frames_keep_their_places_to_each_other(truths):
