@@ -244,9 +244,10 @@ def _guesses(
 
 def _similarities(a: np.ndarray, b: np.ndarray, weight: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
     """Return the similarities that take places a (..., m) to b best, by least squares."""
-    mean_a, mean_b = (np.average(z, axis=-1, weights=weight)[..., None] for z in (a, b))
+    weight = np.ones(a.shape[-1]) if weight is None else weight
+    mean_a, mean_b = ((weight * z).sum(axis=-1, keepdims=True) / weight.sum() for z in (a, b))
     off_a, off_b = a - mean_a, b - mean_b
-    pull = off_a.conj() if weight is None else weight * off_a.conj()
+    pull = weight * off_a.conj()
     turn = (pull * off_b).sum(axis=-1) / (pull * off_a).sum(axis=-1).real
     return turn, mean_b[..., 0] - turn * mean_a[..., 0]
 
