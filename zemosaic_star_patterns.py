@@ -38,7 +38,8 @@ _MOST_GUESSES, _MOST_REFINED = 200, 4
 _ROUNDS = 4
 _NARROW_PX = 0.7
 _FIXED_BY_GUESS = 4
-_LEAST_SHARE = 0.2
+# What stays at the same pixels while the rest does not may be defects of the detector.
+_LEAST_SHARE, _LEAST_SHARE_UNMOVED = 0.2, 0.4
 _FIELD_POINTS = 24
 # The density around a star is that of so many of its neighbours.
 _CROWD = 8
@@ -203,7 +204,8 @@ def match_patterns(
     -----
     Every pair of like quads is a guess. The best are refined by all stars that they bring together. The binomial
     probability that so many coincide by chance, times the guesses there were, must be below `MOST_BY_CHANCE`, and
-    the common stars at least a fifth of those that either frame shows of the other's field.
+    the common stars at least a fifth of those that either frame shows of the other's field, or twice as many where
+    they are at the same pixels in both.
     """
     turn, shift = _guesses(first, second, scales)
     if not turn.size:
@@ -263,7 +265,9 @@ def _refined(
         turn, shift = _similarities(first.z[i], second.z[j])
     i, j, distance = _mutual(first.z * turn + shift, tree, REACH_PX * max(1.0, abs(turn)))
     seen_first, seen_second, density = _common_field(first, second, tree, turn, shift)
-    if i.size < max(FEWEST_STARS, _LEAST_SHARE * min(seen_first, seen_second)):
+    unmoved = np.abs(first.z * turn + shift - first.z).max() < REACH_PX
+    least = _LEAST_SHARE_UNMOVED if unmoved else _LEAST_SHARE
+    if i.size < max(FEWEST_STARS, least * min(seen_first, seen_second)):
         return None
     chances = []
     for reach in (REACH_PX, _NARROW_PX):

@@ -146,6 +146,29 @@ def test_clusters_of_two_skies_do_not_match():
         assert match_patterns(*patterns) is None, seed
 
 
+def test_defects_of_the_detector_are_no_stars():
+    """What two frames of one camera show at the same pixels, and little else, is no sky that they share."""
+    for seed in range(30):
+        rng = np.random.default_rng([seed, 55])
+        defects = rng.uniform(0, SHAPE[1], 12) + 1j * rng.uniform(0, SHAPE[0], 12)
+        patterns = []
+        for _ in range(2):
+            places = rng.uniform(0, SHAPE[1], 40) + 1j * rng.uniform(0, SHAPE[0], 40)
+            z = rng.permutation(np.concatenate([places, defects + rng.normal(0, 0.1, 12)]))
+            patterns.append(star_pattern(z.real, z.imag, SHAPE))
+        assert match_patterns(*patterns) is None
+
+
+def test_frames_that_did_not_move_against_the_sky_match_all_the_same():
+    for seed in range(10):
+        rng = np.random.default_rng([seed, 56])
+        places, flux = sky(rng, 60)
+        first, second = (view(rng, places, flux, missing=0.15, spurious=0.25) for _ in range(2))
+        match = match_patterns(first, second)
+        assert abs(match.turn - 1.0) < 1e-3
+        assert abs(match.shift) < 1.0
+
+
 # ---- many patterns ---------------------------------------------------------------------------------------
 
 
