@@ -158,7 +158,12 @@ class DeviceStacker:
             *(rng.uniform(low, high, (9, 2)) for low, high in ((4, 6), (0, 1), (90, 100), (-0.4, 0.4)))
         )
         given = self.device.upload(samples), rng.uniform(0.5, 2.0, (9, 2)), noise, params
-        compiled, plain = stack(*given, halo=(1, 1, 1, 1), device=self.device), stack(*given, halo=(1, 1, 1, 1))
+        weights = self.device.upload(rng.uniform(0.1, 1.0, (9, 24, 40)).astype(np.float32))
+        return all(self._kernel_agrees(given, pixel_weight) for pixel_weight in (None, weights))
+
+    def _kernel_agrees(self, given: tuple, pixel_weight: Any) -> bool:
+        how = {"pixel_weight": pixel_weight, "halo": (1, 1, 1, 1)}
+        compiled, plain = stack(*given, **how, device=self.device), stack(*given, **how)
         counts = (np.array_equal(to_host(compiled.coverage), to_host(plain.coverage)),)
         counts += (np.array_equal(to_host(compiled.tally), to_host(plain.tally)),)
         image, expected = to_host(compiled.image), to_host(plain.image)
