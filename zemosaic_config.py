@@ -108,7 +108,7 @@ _LABELS = {
     "cluster_panel_threshold": "Panel threshold", "cluster_target_groups": "Number of groups",
     "cluster_orientation_split_deg": "Orientation split", "cluster_by_filter": "Groups by filter",
     "cluster_by_instrument": "Groups by instrument", "solve_missing_wcs": "Solve frames without WCS",
-    "solver_method": "Plate solver", "astap_path": "ASTAP program", "astap_data_dir": "ASTAP star database",
+    "solver_method": "Plate solver", "align_by_stars": "Place by shared stars", "astap_path": "ASTAP program", "astap_data_dir": "ASTAP star database",
     "astrometry_local_path": "astrometry.net index files", "astap_search_radius_deg": "Search radius",
     "solver_downsample": "Downsampling for the solver", "solve_timeout_s": "Time limit of the solver",
     "astap_max_instances": "Solvers at once", "solve_retry_failed": "Try failed frames again",
@@ -196,6 +196,9 @@ OPTIONS: tuple[Option, ...] = (
            "Keep frames of different instruments in different groups.", advanced=True),
     Option("solve_missing_wcs", "bool", True, _SOLVING,
            "Let a plate solver find the place on the sky of frames that have no usable WCS."),
+    Option("align_by_stars", "bool", True, _SOLVING,
+           "Give frames that have no WCS and are not solved the place that the stars which they share with other "
+           "frames tell."),
     Option("solver_method", "choice", "auto", _SOLVING,
            "The plate solver; auto = ASTAP where it and a star database are there, else astrometry.net.",
            choices=("auto", "astap", "astrometry_net", "none")),
