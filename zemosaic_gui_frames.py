@@ -46,7 +46,7 @@ _SEARCH_MS = 150  # after the last letter
 _RESORT_MS = 250  # after frames have come
 _MANY = 1000  # lines are made in a thread
 _LOOKED_AT = 60  # rows, for the widths of the columns
-_MAX_WIDTH = 320
+_MAX_WIDTH, _PADDING = 320, 14  # of columns, in pixels
 _OUT = "out"
 _STATES = ("in", "waits", "suggested", "excluded", "out")
 _Index = QModelIndex | QPersistentModelIndex
@@ -552,8 +552,11 @@ class FramesTable(QWidget):
     def _settle_columns(self) -> None:
         self._view.horizontalHeader().setResizeContentsPrecision(_LOOKED_AT)
         self._view.resizeColumnsToContents()
-        for k in range(len(self.model.columns)):
-            self._view.setColumnWidth(k, min(self._view.columnWidth(k), _MAX_WIDTH))
+        metrics = self._view.fontMetrics()
+        words = max(metrics.horizontalAdvance(tr(f"frames.state.{state}")) for state in _STATES)
+        for k, column in enumerate(self.model.columns):
+            wanted = max(self._view.columnWidth(k), words + _PADDING if column.key == "state" else 0)
+            self._view.setColumnWidth(k, min(wanted, _MAX_WIDTH))
 
     def changeEvent(self, event: QEvent) -> None:
         """Follow the theme and the language."""
