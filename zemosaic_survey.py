@@ -248,7 +248,7 @@ class _Survey:
         workers = plan_workers(
             settings.workers, cores=cores, free_bytes=free, worker_bytes=worker_bytes, n_tasks=len(records)
         )
-        cpu, wall = estimate_seconds(records, canvas.shape, n_channels, workers)
+        cpu, wall = estimate_seconds(records, canvas.shape, n_channels, workers, cores)
         return SurveyDone(
             n_frames=n_frames,
             n_usable=len(records) + n_unplaced,
@@ -347,26 +347,28 @@ _COLOUR = _Costs(pixels=0.23, serial=0.023)
 _HEADER_S = 0.01  # a frame
 _CANVAS_S = 0.025  # a megapixel of a plane of the mosaic
 _START_S = 1.5
+_HELP = 0.5  # of a further core, at worst
 _RANGE = (0.6, 2.0)  # from a fast machine to a slow or busy one
 
 
 def estimate_seconds(
-    records: Sequence[FrameRecord], shape: tuple[int, int], n_channels: int, workers: int
+    records: Sequence[FrameRecord], shape: tuple[int, int], n_channels: int, workers: int, cores: int
 ) -> tuple[tuple[float, float], tuple[float, float]]:
     """Return the ranges of processor time and wall time of a run, in seconds.
 
     The model is linear: a frame costs what its header costs, a share of the serial phases (refine, flat, match)
     and a price a pixel (measure, stack) that its kind decides; a plane of the canvas a price a pixel (assemble).
-    Workers share what is counted by pixels of frames. The prices were measured once, roughly, on the surveys of 60
-    frames of 1920 x 1080 px in nine panels of the benchmarks (`swarp_spec`, mono and colour) with one worker on a
-    core of a server: mono 14.5 s, colour 33 s of wall time. The range says how far machines lie apart, no more.
+    Workers share what is counted by pixels of frames: at best each core that has one adds its whole speed, at
+    worst half of it. The prices were measured once, roughly, on the surveys of 60 frames of 1920 x 1080 px in nine
+    panels of the benchmarks (`swarp_spec`, mono and colour) with one worker on a core of a server: mono 14.5 s,
+    colour 33 s of wall time. The range says how far machines lie apart, no more.
 
     Parameters
     ----------
     records : sequence of FrameRecord
     shape : tuple of int
         ``(ny, nx)`` of the canvas.
-    n_channels, workers : int
+    n_channels, workers, cores : int
     """
     costs = [_MONO if record.header.n_channels == 1 else _COLOUR for record in records]
     pixels = sum(
@@ -375,9 +377,10 @@ def estimate_seconds(
     canvas = _CANVAS_S * n_channels * float(np.prod(shape)) / _MEGA
     serial = _START_S + canvas + sum(cost.serial + _HEADER_S for cost in costs)
     start = 0.5 * _START_S * workers  # of each worker
-    cpu, wall = pixels + serial + start, pixels / workers + serial
+    cpu, at_once = pixels + serial + start, min(workers, cores)
+    best, worst = pixels / at_once + serial, pixels / (1.0 + _HELP * (at_once - 1)) + serial
     low, high = _RANGE
-    return (low * cpu, high * cpu), (low * wall, high * wall)
+    return (low * cpu, high * cpu), (low * best, high * worst)
 
 
 def estimate_memory(n_frames: int, workers: int, chunk_ram_mb: int) -> tuple[int, int]:

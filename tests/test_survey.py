@@ -181,11 +181,14 @@ def test_a_cancelled_survey_ends_as_cancelled(frames, tmp_path):
     assert events[-1].reason is FinishReason.CANCELLED
 
 
-def test_more_frames_and_fewer_workers_take_longer(frames, tmp_path):
+def test_more_workers_take_less_time_and_more_memory(frames, tmp_path, monkeypatch):
+    monkeypatch.setattr(zemosaic_survey, "machine", lambda: (4, 16 * 10**9))
     _, one, _ = surveyed(frames, tmp_path / "out", SurveySettings(workers=1))
     _, four, _ = surveyed(frames, tmp_path / "out", SurveySettings(workers=4))
     assert one.wall_s > four.wall_s
     assert one.memory_bytes < four.memory_bytes
+    _, eight, _ = surveyed(frames, tmp_path / "out", SurveySettings(workers=8))
+    assert eight.wall_s == four.wall_s
     for low, high in (one.cpu_s, one.wall_s, one.memory_bytes, one.disk_bytes):
         assert 0 < low < high
 
