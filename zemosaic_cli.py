@@ -76,6 +76,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_report(commands)
     _add_config(commands)
     _add_doctor(commands)
+    _add_gui(commands)
     return parser
 
 
@@ -170,6 +171,11 @@ def _add_config(commands: argparse._SubParsersAction) -> None:
 def _add_doctor(commands: argparse._SubParsersAction) -> None:
     doctor = commands.add_parser("doctor", help="say what ZeMosaic finds on this machine, and what is missing")
     doctor.set_defaults(run=_doctor)
+
+
+def _add_gui(commands: argparse._SubParsersAction) -> None:
+    gui = commands.add_parser("gui", help="open the desktop program")
+    gui.set_defaults(run=_gui)
 
 
 def _configured(arguments: argparse.Namespace) -> Config:
@@ -358,6 +364,12 @@ def _doctor(_arguments: argparse.Namespace) -> int:
     findings = examine()
     print(format_findings(findings))
     return COMPLETE if can_run(findings) else ERROR
+
+
+def _gui(_arguments: argparse.Namespace) -> int:
+    from zemosaic_gui_qt import run
+
+    return run()
 
 
 if __name__ == "__main__":

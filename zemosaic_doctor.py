@@ -40,7 +40,7 @@ LIBRARIES = (
 )
 
 _GPU_GIVES = "would give: stacking on the GPU"
-_DESKTOP = "for the desktop program, which this version does not have yet"
+_DESKTOP = "for the desktop program, `zemosaic gui`"
 _SOLVER_GIVES = "would give: frames without WCS"
 # What importing a compiled library of the wrong version is known to raise.
 _BROKEN = (ImportError, AttributeError, ValueError, RuntimeError, OSError)
@@ -179,7 +179,7 @@ def desktop(version: Callable[[str], str] = metadata.version) -> list[Finding]:
     try:
         return [Finding("PySide6", version("PySide6"), _DESKTOP)]
     except metadata.PackageNotFoundError:
-        return [Finding("PySide6", "none", _DESKTOP)]
+        return [Finding("PySide6", "none", f'{_DESKTOP}: pip install "zemosaic[gui]"')]
 
 
 def plate_solvers(env: Mapping[str, str] = os.environ, which: Which = shutil.which) -> list[Finding]:

@@ -202,7 +202,7 @@ def _counted(values: Iterable[str]) -> str:
 
 
 class FrameCard(Card):
-    """The frame that the user looks at: what it is, whether it is in, and why not; `wished` (id, out) changes that."""
+    """The frame that the user looks at: what it is, and why it is in or out; `wished` (id, out) changes that."""
 
     wished = Signal(str, bool)
 

@@ -7,7 +7,7 @@ import logging
 import threading
 from collections.abc import Callable
 
-from PySide6.QtCore import QObject, Qt, Signal, Slot
+from PySide6.QtCore import Qt, Signal, Slot
 from PySide6.QtWidgets import QVBoxLayout, QWidget
 
 from zemosaic_gui_parts import label
@@ -39,7 +39,7 @@ class LazyWidget(QWidget):
         self._note = label("faint", wrap=True)
         self._note.setAlignment(Qt.AlignmentFlag.AlignCenter)
         self._column = QVBoxLayout(self)
-        self._column.setContentsMargins(0, 0, 0, 0)
+        self._column.setContentsMargins(10, 10, 10, 6)
         self._column.addWidget(self._note)
         self._note.setText(tr("lazy.loading"))
         self._loaded.connect(self._make, Qt.ConnectionType.QueuedConnection)

@@ -14,20 +14,28 @@ from zemosaic_gui_text import tr
 from zemosaic_types import RunResult
 
 _SIDE_WIDTH = 300
-_REPORT = "import sys; sys.path[:] = {path!r}; import zemosaic_cli; sys.exit(zemosaic_cli.main(['report', {folder!r}]))"
+_REPORT = (
+    "import sys; sys.path[:] = {path!r}; import zemosaic_cli; sys.exit(zemosaic_cli.main(['report', {folder!r}]))"
+)
 
 
 class ResultPage(QWidget):
-    """The page of the result. `again` asks for a run without the frames that spoil the mosaic."""
+    """The page of the result.
+
+    `again` asks for a run without the frames that spoil the mosaic; `excluded_changed` has the frames that the user
+    leaves out from now on.
+    """
 
     again = Signal()
+    excluded_changed = Signal(frozenset)
 
     def __init__(self) -> None:
         super().__init__()
         self.result: RunResult | None = None
         self._path: Path | None = None
+        self._excluded: frozenset[str] = frozenset()
         self.viewer = LazyWidget("zemosaic_gui_viewer", "MosaicViewer", self._with_viewer)
-        self.table = LazyWidget("zemosaic_gui_frames", "FramesTable", self._with_table)
+        self.table = LazyWidget("zemosaic_gui_frames", "FramesTable", self._with_new_table)
         self.tabs = QTabWidget()
         self.heading, self.summary, self.missing = label("heading"), label(wrap=True), label("warning", wrap=True)
         self.place = label("faint", wrap=True)
@@ -69,9 +77,20 @@ class ResultPage(QWidget):
         if self._path is not None:
             viewer.open(self._path)
 
+    def _with_new_table(self, table: QWidget) -> None:
+        table.excluded_changed.connect(self.excluded_changed)
+        self._with_table(table)
+
     def _with_table(self, table: QWidget) -> None:
         if self._path is not None and (self._path.parent / "ledger.csv").is_file():
             table.set_ledger(self._path.parent / "ledger.csv")
+        table.set_excluded(self._excluded)
+
+    def set_excluded(self, frame_ids: frozenset[str]) -> None:
+        """Show which frames the user leaves out."""
+        self._excluded = frame_ids
+        if self.table.widget is not None:
+            self.table.widget.set_excluded(frame_ids)
 
     @property
     def folder(self) -> Path | None:
@@ -111,7 +130,9 @@ class ResultPage(QWidget):
             return
         seconds = sum(result.seconds.values())
         lines = [tr("result.used", used=result.n_used, planned=result.n_planned)]
-        self.summary.setText("\n".join([*lines, tr("run.took", time=duration_text(seconds))] if seconds else lines))
+        self.summary.setText(
+            "\n".join([*lines, tr("run.took", time=duration_text(seconds))] if seconds else lines)
+        )
         n_missed = sum(item.missed for item in result.left_out)
         missing = [tr("result.left_out", n=n_missed)] if n_missed else []
         missing += [tr("result.tiles_failed", n=len(result.failed_tiles))] if result.failed_tiles else []

@@ -78,7 +78,7 @@ class RunPage(QWidget):
         self.tabs.addTab(self.log, "")
         self.tabs.addTab(self.problems, "")
         sky = Card()
-        sky.column.setContentsMargins(8, 8, 8, 4)
+        sky.column.setContentsMargins(0, 0, 0, 0)
         sky.column.addWidget(self.map, 1)
         below = QHBoxLayout()
         below.setSpacing(GAP)
@@ -97,7 +97,9 @@ class RunPage(QWidget):
         for tile, state in self._states.items():
             self._colour(tile, state)
 
-    def show_frames(self, frames: Iterable[SurveyFrame], tiles: Iterable[PlannedTile], excluded: frozenset[str]) -> None:
+    def show_frames(
+        self, frames: Iterable[SurveyFrame], tiles: Iterable[PlannedTile], excluded: frozenset[str]
+    ) -> None:
         """Show where the frames and the tiles of the run to come lie."""
         self._frames, self._excluded = tuple(frames), excluded
         self._tiles, self._states = {tile.tile: tile for tile in tiles}, {}

@@ -93,7 +93,9 @@ class Settings(QObject):
 
     def _switches(self, content: Mapping[str, object]) -> dict[str, Value]:
         """Return the GPU switches as they are written, undefined ones included, which a run settles."""
-        return {key: check_value(key, self._env.get(find_option(key).variable) or content.get(key)) for key in GPU_KEYS}
+        return {
+            key: check_value(key, self._env.get(find_option(key).variable) or content.get(key)) for key in GPU_KEYS
+        }
 
     def value(self, key: str) -> Value:
         """Return the value of an option; None for a switch that is left to others."""

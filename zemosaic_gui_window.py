@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from PySide6.QtCore import QEvent, QSettings, Qt
+from PySide6.QtCore import QEvent, QLocale, QSettings, Qt
 from PySide6.QtGui import QActionGroup, QKeySequence, QShortcut
 from PySide6.QtWidgets import (
     QApplication,
@@ -78,7 +78,6 @@ class MainWindow(QMainWindow):
         self._connect()
         self.retranslate()
         self.go("input")
-        self.primary.setFocus()
         self._remember()
 
     # ---- building ----------------------------------------------------------------------------------------
@@ -137,7 +136,8 @@ class MainWindow(QMainWindow):
     def _connect(self) -> None:
         self.input.folder_chosen.connect(self.look)
         self.input.rescan.connect(self.look)
-        self.input.excluded_changed.connect(lambda _: self._show_state())
+        self.input.excluded_changed.connect(self._on_excluded)
+        self.result_page.excluded_changed.connect(self.input.set_excluded)
         self.settings.changed.connect(self._on_setting)
         self.settings.replaced.connect(self.look)
         self.survey.told.connect(self._on_survey)
@@ -263,6 +263,11 @@ class MainWindow(QMainWindow):
             if self.step == "run" and not self.run.running:
                 self._show_plan()
             self._show_state()
+
+    def _on_excluded(self, frame_ids: frozenset[str]) -> None:
+        self._stale_result = True
+        self.result_page.set_excluded(frame_ids)
+        self._show_state()
 
     def _on_setting(self, key: str) -> None:
         self._stale_survey |= key in _SURVEY_KEYS
@@ -424,6 +429,7 @@ class MainWindow(QMainWindow):
 
     def retranslate(self) -> None:
         """Take the words anew."""
+        self.setLocale(QLocale(language()))  # of numbers
         self.setWindowTitle(tr("program"))
         for k, (name, step) in enumerate(self.steps.items(), start=1):
             step.setText(f"{k}  {tr(f'step.{name}')}")
@@ -433,6 +439,11 @@ class MainWindow(QMainWindow):
         self._show_state()
         if self.step == "run" and not self.run.running:
             self._show_plan()
+
+    def showEvent(self, event: object) -> None:
+        """Begin at the button that leads on."""
+        super().showEvent(event)
+        self.primary.setFocus()
 
     def changeEvent(self, event: QEvent) -> None:
         """Follow the language."""

@@ -1,11 +1,28 @@
 """Fixtures that several test files share."""
 
+import os
 import sys
 from pathlib import Path
 
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
+os.environ.setdefault("QT_QPA_PLATFORM", "offscreen")
+
+try:
+    import PySide6.QtWidgets  # noqa: F401 - loads the libraries of the system, too
+except ImportError as reason:
+    WITHOUT_QT = str(reason)
+    collect_ignore_glob = ["test_gui*"]
+else:
+    WITHOUT_QT = ""
+
+
+def pytest_terminal_summary(terminalreporter):
+    """Say that the tests of the desktop program were passed over, where they are."""
+    if WITHOUT_QT:
+        terminalreporter.write_line(f"SKIPPED tests/test_gui*: Qt cannot be loaded: {WITHOUT_QT}", yellow=True)
+
 
 REAL_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
