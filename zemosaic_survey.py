@@ -152,12 +152,14 @@ class _Survey:
         self.folder, self.output = folder, output
         self.settings = settings
         self.emit, self.cancel = emit, cancel
+        self._rows: dict[str, PlanRow] = {}
 
     def execute(self) -> SurveyDone:
         settings = self.settings
         ledger = ProductPaths(self.output).ledger
         drop = unwanted_frames(ledger, drop_suggested=settings.drop_suggested, excluded=settings.excluded)
         rows, left_out = self._plan()
+        self._rows = {str(row.path): row for row in rows}
         self.emit(RunStarted(len(rows), str(self.output)))
         self._tell(self._unread(item) for item in left_out if not item.harmless)
         records = self._remembered(self._load(rows, drop))
@@ -166,7 +168,7 @@ class _Survey:
         if placed:
             kept, misfits = drop_misfits(placed)
             reasons = {item.path: item.reason for item in misfits}
-            self._tell(_told(r, reason=reasons[r.path], usable=False) for r in placed if r.path in reasons)
+            self._tell(self._told(r, reason=reasons[r.path], usable=False) for r in placed if r.path in reasons)
             placed = kept
         n_frames = len(rows) + sum(item.missed for item in left_out)
         if not placed:
@@ -200,8 +202,8 @@ class _Survey:
                 batch, self.folder, keep_unplaced=self.settings.solve is not None, cancel=self.cancel
             )
             wanted = [record for record in found if record.frame_id not in drop]
-            self._tell(_told(record) for record in wanted)
-            self._tell(_told(r, reason=drop[r.frame_id], usable=False) for r in found if r.frame_id in drop)
+            self._tell(self._told(record) for record in wanted)
+            self._tell(self._told(r, reason=drop[r.frame_id], usable=False) for r in found if r.frame_id in drop)
             self._tell(self._unread(item) for item in unusable)
             records += wanted
             progress(min(start + _BATCH, len(rows)), len(rows))
@@ -217,7 +219,7 @@ class _Survey:
         placed = [record for record in records if not record.unplaced]
         verdicts = solve_frames(unplaced, None, self.settings.solve, cache, placed=placed, **how)
         known = {verdict.record.path: verdict.record for verdict in verdicts if not verdict.reason}
-        self._tell(_told(record) for record in known.values())
+        self._tell(self._told(record) for record in known.values())
         return [known.get(record.path, record) for record in records]
 
     def _notes(self, n_unplaced: int) -> tuple[str, ...]:
@@ -227,6 +229,25 @@ class _Survey:
         if not (self.folder / PLAN_NAME).is_file():
             notes.append(f"there is no {PLAN_NAME} in the folder; the run makes one beside its products")
         return tuple(notes)
+
+    def _told(self, record: FrameRecord, *, reason: str = "", usable: bool = True) -> SurveyFrame:
+        """Return what is told of a frame whose header could be read."""
+        header, row = record.header, self._rows[record.path]
+        if record.unplaced and not reason:
+            reason = f"{record.unplaced}; {_NOT_PLACED}"
+        known = row.exposure_s is not None or (header.exptime_s or 0.0) > 0.0
+        return SurveyFrame(
+            frame_id=record.frame_id,
+            path=record.path,
+            exposure_s=record.exptime_s if known else None,
+            filter=header.filter.strip() or row.filter,
+            instrument=(header.instrument or header.telescope).strip(),
+            date=header.date_obs.strip(),
+            shape=header.shape,
+            corners_deg=() if record.unplaced else sky_outline(frame_wcs(header), header.shape),
+            reason=reason,
+            usable=usable,
+        )
 
     def _unread(self, item: LeftOut) -> SurveyFrame:
         name = frame_id(Path(item.path), self.folder) if Path(item.path).is_absolute() else item.path
@@ -269,26 +290,6 @@ class _Survey:
 
 def _geometry(record: FrameRecord) -> tuple[tuple[int, int], WCS]:
     return record.header.shape, frame_wcs(record.header)
-
-
-def _told(record: FrameRecord, *, reason: str = "", usable: bool = True) -> SurveyFrame:
-    """Return what is told of a frame whose header could be read."""
-    header = record.header
-    corners = () if record.unplaced else sky_outline(frame_wcs(header), header.shape)
-    if record.unplaced and not reason:
-        reason = f"{record.unplaced}; {_NOT_PLACED}"
-    return SurveyFrame(
-        frame_id=record.frame_id,
-        path=record.path,
-        exposure_s=record.exptime_s,
-        filter=header.filter.strip(),
-        instrument=(header.instrument or header.telescope).strip(),
-        date=header.date_obs.strip(),
-        shape=header.shape,
-        corners_deg=corners,
-        reason=reason,
-        usable=usable,
-    )
 
 
 def _unsolved(n_unplaced: int, options: SolveOptions) -> str:

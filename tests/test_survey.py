@@ -11,10 +11,12 @@ from surveys import shuffled_copy, survey_in
 from zemosaic_config import resolve
 from zemosaic_events import CancelToken, FinishReason, RunFinished, SurveyDone, SurveyFrames, TilesPlanned
 from zemosaic_fits_io import read_frame_header
+from zemosaic_plan import write_plan
+from zemosaic_plan_table import PLAN_NAME
 from zemosaic_solving import CACHE_NAME, Entry, WcsCache, digest_of
 from zemosaic_survey import SurveySettings, run_survey
 from zemosaic_synthetic import small_spec
-from zemosaic_types import PlanError, RunCancelled, SolverMissing
+from zemosaic_types import PlanError, PlanRow, RunCancelled, SolverMissing
 from zemosaic_worker import RunRequest, start_run
 
 
@@ -65,6 +67,16 @@ def test_a_survey_tells_of_each_frame_and_ends_once(frames, tmp_path):
     assert events[-2] == done
     assert [event for event in events if isinstance(event, RunFinished)] == [events[-1]]
     assert events[-1].reason is FinishReason.COMPLETE
+
+
+def test_what_neither_plan_nor_header_say_is_not_made_up(linked, tmp_path):
+    without_wcs(linked)
+    told, _, _ = surveyed(linked, tmp_path / "out")
+    assert {frame.exposure_s for frame in told.values()} == {None}
+    rows = [PlanRow(1, path, exposure_s=20.0, filter="LP") for path in sorted(linked.glob("*.fit"))]
+    write_plan(linked / PLAN_NAME, rows)
+    told, _, _ = surveyed(linked, tmp_path / "out")
+    assert {(frame.exposure_s, frame.filter) for frame in told.values()} == {(20.0, "LP")}
 
 
 def test_a_survey_writes_nothing_anywhere(frames, tmp_path):
