@@ -63,6 +63,7 @@ class SurveySettings:
     chunk_ram_mb: int = 512
     workers: int | None = 0
     save_uint16: bool = False
+    use_gpu: bool = False
     solve: SolveOptions | None = field(default_factory=SolveOptions)
     drop_suggested: bool = False
     excluded: tuple[str, ...] = ()
@@ -84,6 +85,7 @@ class SurveySettings:
             chunk_ram_mb=config["grid_chunk_ram_mb"],
             workers=config["grid_workers"],
             save_uint16=config["save_final_as_uint16"],
+            use_gpu=config["use_gpu_grid"],
             solve=SolveOptions.from_config(config),
             drop_suggested=drop_suggested,
             excluded=tuple(excluded),
@@ -228,6 +230,8 @@ class _Survey:
             notes.append(_unsolved(n_unplaced, self.settings.solve))
         if not (self.folder / PLAN_NAME).is_file():
             notes.append(f"there is no {PLAN_NAME} in the folder; the run makes one beside its products")
+        if self.settings.use_gpu:
+            notes.append("the time is that of the processor; a GPU stacks faster")
         return tuple(notes)
 
     def _told(self, record: FrameRecord, *, reason: str = "", usable: bool = True) -> SurveyFrame:

@@ -205,6 +205,12 @@ def test_more_workers_take_less_time_and_more_memory(frames, tmp_path, monkeypat
         assert 0 < low < high
 
 
+def test_a_survey_says_what_its_times_do_not_count(frames, tmp_path):
+    _, without, _ = surveyed(frames, tmp_path / "out")
+    _, done, _ = surveyed(frames, tmp_path / "out", SurveySettings(use_gpu=True))
+    assert {*done.notes} - {*without.notes} == {"the time is that of the processor; a GPU stacks faster"}
+
+
 def test_the_disk_that_a_run_takes_is_in_the_range(frames, tmp_path):
     _, done, _ = surveyed(frames, tmp_path / "out")
     run_grid(frames, tmp_path / "out", GridSettings(workers=1))
@@ -218,7 +224,16 @@ def test_the_settings_are_those_of_the_run():
     config = resolve({}, {}, values)
     survey = SurveySettings.from_config(config, excluded=("a.fit",))
     run = GridSettings.from_config(config, excluded=("a.fit",))
-    for name in ("orientation", "size_factor", "overlap_px", "chunk_ram_mb", "workers", "save_uint16", "excluded"):
+    for name in (
+        "orientation",
+        "size_factor",
+        "overlap_px",
+        "chunk_ram_mb",
+        "workers",
+        "save_uint16",
+        "excluded",
+        "use_gpu",
+    ):
         assert getattr(survey, name) == getattr(run, name)
     assert survey.solve == run.solve
     assert SurveySettings.from_config(resolve({}, {}, {"solve_missing_wcs": False})).solve is None
