@@ -196,6 +196,9 @@ OPTIONS: tuple[Option, ...] = (
            "Keep frames of different instruments in different groups.", advanced=True),
     Option("solve_missing_wcs", "bool", True, _SOLVING,
            "Let a plate solver find the place on the sky of frames that have no usable WCS."),
+    Option("align_by_stars", "bool", True, _SOLVING,
+           "Give frames that have no WCS and are not solved the place that the stars which they share with other "
+           "frames tell."),
     Option("solver_method", "choice", "auto", _SOLVING,
            "The plate solver; auto = ASTAP where it and a star database are there, else astrometry.net.",
            choices=("auto", "astap", "astrometry_net", "none")),

@@ -223,8 +223,12 @@ def footprint(wcs: WCS, shape: tuple[int, int], canvas: Canvas) -> tuple[tuple[f
 
 def frame_to_canvas(wcs: WCS, x: np.ndarray, y: np.ndarray, canvas: Canvas) -> tuple[np.ndarray, np.ndarray]:
     """Return the canvas positions of frame positions, exact; NaN off the canvas's half of the sky."""
-    lon, lat = _to_icrs(wcs, *wcs.all_pix2world(x, y, 0))
-    return _world_to_pixel(canvas.wcs(), lon, lat)
+    return _world_to_pixel(canvas.wcs(), *frame_to_icrs(wcs, x, y))
+
+
+def frame_to_icrs(wcs: WCS, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return right ascension and declination of frame positions in ICRS, degrees, exact; NaN off the sky."""
+    return _to_icrs(wcs, *wcs.all_pix2world(x, y, 0))
 
 
 def canvas_to_frame(wcs: WCS, x: np.ndarray, y: np.ndarray, canvas: Canvas) -> tuple[np.ndarray, np.ndarray]:
