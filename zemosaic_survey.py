@@ -50,7 +50,7 @@ logger = logging.getLogger("ZeMosaicWorker.survey")
 _BATCH = 100  # frames an event
 _MEGA = 1e6
 _BYTES_A_PIXEL = 12  # of a plane: image, weight, coverage
-_NOT_PLACED = "it has no usable place on the sky; the run will ask a plate solver"
+_NOT_PLACED = "the run looks for its place on the sky"
 
 
 @dataclass(frozen=True)
@@ -298,18 +298,18 @@ def _geometry(record: FrameRecord) -> tuple[tuple[int, int], WCS]:
 
 def _unsolved(n_unplaced: int, options: SolveOptions) -> str:
     """Return what becomes of frames without a place."""
+    lost = f"{n_unplaced} frames have no place on the sky yet"
+    stars = "the run places them by the stars that they share with others, where it can"
+    uncounted = "this takes time that is not counted here, and may make the canvas larger"
     try:
         solver = choose_solver(options)
     except SolverMissing as missing:
-        why = f" ({missing})" if str(missing) else ""
+        none = f"no plate solver is there ({missing})" if str(missing) else "no plate solver is there"
+        none = "" if options.method == "none" else f"; {none}. {HOW_TO_INSTALL}"
         return (
-            f"{n_unplaced} frames have no place on the sky and no plate solver is there{why}; the run leaves them "
-            f"out. {HOW_TO_INSTALL}"
+            f"{lost}; {stars}; {uncounted}{none}" if options.align_by_stars else f"{lost}, and are left out{none}"
         )
-    return (
-        f"{n_unplaced} frames have no place on the sky yet; {solver.name} solves them when the run starts, which "
-        "takes time that is not counted here and may make the canvas larger"
-    )
+    return f"{lost}; {solver.name} solves them when the run starts; {uncounted}"
 
 
 def _placed_frames(records: list[FrameRecord], canvas: Canvas) -> list[_Placed]:

@@ -8,6 +8,7 @@ import pytest
 import zemosaic_survey
 from grid_mode import GridSettings, run_grid
 from surveys import shuffled_copy, survey_in
+from zemosaic_astrometry import SolveOptions
 from zemosaic_config import resolve
 from zemosaic_events import CancelToken, FinishReason, RunFinished, SurveyDone, SurveyFrames, TilesPlanned
 from zemosaic_fits_io import read_frame_header
@@ -143,7 +144,7 @@ def test_frames_without_a_place_wait_for_the_solver_or_are_out(linked, tmp_path,
     without_wcs(linked)
     told, done, _ = surveyed(linked, tmp_path / "out")
     assert all(frame.usable and not frame.corners_deg for frame in told.values())
-    assert all("plate solver" in frame.reason for frame in told.values())
+    assert all("the run looks for its place" in frame.reason for frame in told.values())
     assert (done.n_usable, done.shape, done.tiles) == (6, (0, 0), ())
     assert "6 frames have no place on the sky yet; Any Solver solves them" in done.notes[0]
     told, done, _ = surveyed(linked, tmp_path / "out", SurveySettings(solve=None))
@@ -160,6 +161,11 @@ def test_without_a_solver_the_survey_says_what_to_install(linked, tmp_path, monk
     _, done, _ = surveyed(linked, tmp_path / "out")
     assert "no plate solver is there (nothing found)" in done.notes[0]
     assert "astrometry.net" in done.notes[0]
+    assert "by the stars" in done.notes[0]
+    _, done, _ = surveyed(linked, tmp_path / "out", SurveySettings(solve=SolveOptions(align_by_stars=False)))
+    assert "and are left out" in done.notes[0]
+    _, done, _ = surveyed(linked, tmp_path / "out", SurveySettings(solve=SolveOptions(method="none")))
+    assert "solver" not in done.notes[0]
 
 
 def test_what_an_earlier_run_has_solved_is_shown_in_its_place(frames, linked, tmp_path, a_solver):
@@ -236,7 +242,8 @@ def test_the_settings_are_those_of_the_run():
     ):
         assert getattr(survey, name) == getattr(run, name)
     assert survey.solve == run.solve
-    assert SurveySettings.from_config(resolve({}, {}, {"solve_missing_wcs": False})).solve is None
+    nowhere = resolve({}, {}, {"solve_missing_wcs": False, "align_by_stars": False})
+    assert SurveySettings.from_config(nowhere).solve is None
 
 
 def test_a_survey_in_a_process_of_its_own_returns_its_end(frames, tmp_path):
