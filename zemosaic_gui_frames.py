@@ -49,6 +49,8 @@ _LOOKED_AT = 60  # rows, for the widths of the columns
 _MAX_WIDTH, _PADDING = 320, 14  # of columns, in pixels
 _OUT = "out"
 _STATES = ("in", "waits", "suggested", "excluded", "out")
+_PLAIN = Qt.ItemFlag.ItemIsEnabled | Qt.ItemFlag.ItemIsSelectable | Qt.ItemFlag.ItemNeverHasChildren
+_CHECKABLE = _PLAIN | Qt.ItemFlag.ItemIsUserCheckable
 _Index = QModelIndex | QPersistentModelIndex
 
 
@@ -318,10 +320,9 @@ class FramesModel(QAbstractTableModel):
 
     def flags(self, index: _Index) -> Qt.ItemFlag:
         """Return what can be done with a cell."""
-        flags = Qt.ItemFlag.ItemIsEnabled | Qt.ItemFlag.ItemIsSelectable | Qt.ItemFlag.ItemNeverHasChildren
         if index.column() == 0 and self.can_be_excluded(self.lines[index.row()]):
-            flags |= Qt.ItemFlag.ItemIsUserCheckable
-        return flags
+            return _CHECKABLE
+        return _PLAIN
 
     def data(self, index: _Index, role: int = Qt.ItemDataRole.DisplayRole) -> object:
         """Return a cell's text, box, side or colour."""
@@ -538,6 +539,8 @@ class FramesTable(QWidget):
         view.horizontalHeader().setSortIndicator(-1, Qt.SortOrder.AscendingOrder)
         view.horizontalHeader().setStretchLastSection(True)
         view.horizontalHeader().setHighlightSections(False)
+        # A selection of its own, always empty: of the table's it would look at every cell when it is painted.
+        view.horizontalHeader().setSelectionModel(QItemSelectionModel(self._filter, view))
         view.selectionModel().currentRowChanged.connect(self._on_current)
         view.installEventFilter(self)
         return view
@@ -600,7 +603,10 @@ class FramesTable(QWidget):
 
     def _wish(self, *, out: bool) -> None:
         """Leave out the frames selected, or take them in."""
-        lines = [self._line(index) for index in self._view.selectionModel().selectedRows()]
+        # Not by `selectedRows`, which looks at each cell.
+        ranges = self._view.selectionModel().selection()
+        rows = {row for part in ranges for row in range(part.top(), part.bottom() + 1)}
+        lines = [self._line(self._filter.index(row, 0)) for row in rows]
         self.model.exclude([line.frame_id for line in lines if self.model.can_be_excluded(line)], out)
 
     def eventFilter(self, watched: object, event: QEvent) -> bool:
