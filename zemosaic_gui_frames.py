@@ -374,6 +374,11 @@ class _Filter(QSortFilterProxyModel):
         """Whether a line is shown."""
         return self._everything or self._accepts(self._model.lines[row])
 
+    def line(self, row: int) -> Line:
+        """Return the line at a row that is shown."""
+        # Where all are shown they stand as in the model; to ask Qt for each of thousands takes long.
+        return self._model.lines[row if self._everything else self.mapToSource(self.index(row, 0)).row()]
+
     def _accepts(self, line: Line) -> bool:
         if self._state and self._model.state_of(line) != self._state:
             return False
@@ -599,14 +604,14 @@ class FramesTable(QWidget):
             self.frame_selected.emit(self._line(index).frame_id)
 
     def _line(self, index: QModelIndex) -> Line:
-        return self.model.lines[self._filter.mapToSource(index).row()]
+        return self._filter.line(index.row())
 
     def _wish(self, *, out: bool) -> None:
         """Leave out the frames selected, or take them in."""
         # Not by `selectedRows`, which looks at each cell.
         ranges = self._view.selectionModel().selection()
         rows = {row for part in ranges for row in range(part.top(), part.bottom() + 1)}
-        lines = [self._line(self._filter.index(row, 0)) for row in rows]
+        lines = [self._filter.line(row) for row in rows]
         self.model.exclude([line.frame_id for line in lines if self.model.can_be_excluded(line)], out)
 
     def eventFilter(self, watched: object, event: QEvent) -> bool:
