@@ -14,16 +14,17 @@ from zemosaic_gui_text import tr
 from zemosaic_types import RunResult
 
 _SIDE_WIDTH = 300
-_REPORT = (
-    "import sys; sys.path[:] = {path!r}; import zemosaic_cli; sys.exit(zemosaic_cli.main(['report', {folder!r}]))"
-)
+_REPORT = """
+import sys; sys.path[:] = {path!r}
+import zemosaic_cli; sys.exit(zemosaic_cli.main(["report", {folder!r}]))
+"""
 
 
 class ResultPage(QWidget):
     """The page of the result.
 
-    `again` asks for a run without the frames that spoil the mosaic; `excluded_changed` has the frames that the user
-    leaves out from now on.
+    `again` asks for a run without the frames that spoil the mosaic; `excluded_changed` has the frames that the
+    user leaves out from now on.
     """
 
     again = Signal()

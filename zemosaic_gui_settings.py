@@ -148,7 +148,7 @@ class Settings(QObject):
         self.replaced.emit()
 
     def save_as(self, path: Path | str) -> None:
-        """Write all values into a file, with the keys of the one that was read, and of this one, that no option has.
+        """Write all values into a file; keys that no option has stay, those of the file that was read come along.
 
         Raises
         ------

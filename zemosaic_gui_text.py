@@ -1,8 +1,8 @@
 """The words of the desktop program, in the language that the user chose.
 
-A language is one JSON file, ``zemosaic_locales/xx.json``: a text by its key, with placeholders in braces. A file of
-that form in the folder ``languages`` beside the user's configuration is one more language, or replaces one. What a
-language lacks is said in English. Labels and help of options are English in the table of options
+A language is one JSON file, ``zemosaic_locales/xx.json``: a text by its key, with placeholders in braces. A file
+of that form in the folder ``languages`` beside the user's configuration is one more language, or replaces texts of
+one. What a language lacks is said in English. Labels and help of options are English in the table of options
 (`zemosaic_config.OPTIONS`); a language translates them under ``option.KEY.label`` and ``option.KEY.help``.
 """
 

@@ -63,7 +63,8 @@ QPushButton:hover, QToolButton:hover { background: %(hover)s; }
 QPushButton:focus, QToolButton:focus { border: 1px solid %(accent)s; }
 QPushButton:disabled { color: %(faint)s; }
 QPushButton[primary="true"] {
-    background: %(accent)s; color: %(on_accent)s; border: 1px solid %(accent)s; font-weight: 600; padding: 8px 22px;
+    background: %(accent)s; color: %(on_accent)s; border: 1px solid %(accent)s;
+    font-weight: 600; padding: 8px 22px;
 }
 QPushButton[primary="true"]:hover { background: %(accent_hover)s; }
 QPushButton[primary="true"]:focus { border: 2px solid %(text)s; padding: 7px 21px; }
@@ -72,9 +73,13 @@ QToolButton { padding: 5px 8px; border: 1px solid transparent; border-radius: 6p
 QToolButton#step { padding: 9px 18px; font-size: 11pt; color: %(faint)s; border-radius: 8px; }
 QToolButton#step:checked { color: %(accent)s; background: %(hover)s; font-weight: 600; }
 QToolButton#step:focus { border: 1px solid %(line)s; }
-QCheckBox::indicator { width: 16px; height: 16px; border: 1px solid %(edge)s; border-radius: 4px; background: %(base)s; }
+QCheckBox::indicator, QTableView::indicator {
+    width: 16px; height: 16px; border: 1px solid %(edge)s; border-radius: 4px; background: %(base)s;
+}
 QCheckBox::indicator:hover, QCheckBox::indicator:focus { border-color: %(accent)s; }
-QCheckBox::indicator:checked { background: %(accent)s; border-color: %(accent)s; image: url("%(tick)s"); }
+QCheckBox::indicator:checked, QTableView::indicator:checked {
+    background: %(accent)s; border-color: %(accent)s; image: url("%(tick)s");
+}
 QToolButton::menu-indicator { image: none; }
 QPushButton#preset { text-align: left; padding: 10px 14px; }
 QPushButton#preset:checked { border: 2px solid %(accent)s; padding: 9px 13px; background: %(hover)s; }

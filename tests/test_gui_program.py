@@ -1,0 +1,274 @@
+"""The desktop program, driven by clicks: from a folder of frames to a mosaic, and every way to stop in between."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PySide6.QtWidgets import QComboBox, QSpinBox
+
+import zemosaic_worker
+from programs import LONG_MS, answering, children, choose_frames, chosen, click, opened, typed
+from surveys import survey_in
+from zemosaic_config import OPTIONS
+from zemosaic_gui_grid_group import GRID_KEYS, all_keys
+from zemosaic_synthetic import small_spec
+from zemosaic_worker import Pipeline
+
+ROOT = Path(__file__).resolve().parents[1]
+HEAVY = {"numpy", "astropy", "scipy", "numba", "shapely", "sep", "reproject", "PIL", "pyqtgraph", "grid_mode"}
+
+
+@pytest.fixture(scope="module")
+def frames(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("survey") / "frames"
+    survey_in(folder, small_spec(seed=3))
+    return folder
+
+
+@pytest.fixture
+def strange(monkeypatch):
+    """Let a pipeline of the strange ones, or the recording one, take the place of Grid mode."""
+
+    def install(name, module="strange_pipelines"):
+        monkeypatch.setitem(zemosaic_worker.PIPELINES, "grid", Pipeline(module, name, "Settings"))
+
+    return install
+
+
+def to_the_run(qtbot, window):
+    for step in ("mosaic", "run"):
+        click(qtbot, window.primary)
+        assert window.step == step
+
+
+def start(qtbot, window):
+    assert window.primary.text() == "Start"
+    click(qtbot, window.primary)
+    assert window.run.running
+
+
+def wait_for_the_end(qtbot, window):
+    qtbot.waitUntil(lambda: not window.run.running, timeout=LONG_MS)
+
+
+def log_of(window):
+    return "\n".join(line.text for line in window.run_page.log.lines)
+
+
+def test_a_run_is_started_watched_cancelled_restarted_and_finished_by_clicks(qtbot, frames, tmp_path):
+    output = tmp_path / "out"
+    seen = []
+    with opened(qtbot, grid_mode_enabled=True, grid_workers=2) as window:
+        typed(qtbot, window.input.output.line, str(output))
+        choose_frames(qtbot, window, frames)
+        assert window.input.summary.values["frames"].text() == "6 frames"
+        to_the_run(qtbot, window)
+
+        window.run.told.connect(lambda _: seen.append(window.run_page.progress.value()))
+        start(qtbot, window)
+        assert not window.primary.isVisible()
+        qtbot.waitUntil(lambda: window.run_page.progress.value() > 0, timeout=LONG_MS)
+        click(qtbot, window.cancel)
+        wait_for_the_end(qtbot, window)
+        assert window.run_page.status.text() == "Cancelled"
+        assert children() == []
+        assert not list(output.rglob("*.part"))
+
+        seen.clear()
+        start(qtbot, window)
+        wait_for_the_end(qtbot, window)
+        assert window.run_page.status.text() == "The mosaic is done"
+        assert seen == sorted(seen)
+        assert (output / "mosaic_grid.fits").is_file()
+        assert "[GRID]" not in log_of(window)
+
+        click(qtbot, window.primary)
+        assert window.step == "result"
+        assert window.result_page.summary.text().startswith("6 of 6 frames used")
+        qtbot.waitUntil(lambda: window.result_page.viewer.widget is not None, timeout=LONG_MS)
+        qtbot.waitUntil(lambda: not window.result_page.viewer.widget.busy, timeout=LONG_MS)
+
+
+def test_an_earlier_mosaic_is_replaced_only_by_who_says_so(qtbot, frames, tmp_path, strange):
+    strange("record", "recording_pipeline")
+    (tmp_path / "mosaic_grid.fits").write_bytes(b"precious")
+    values = dict(input_dir=str(frames), output_dir=str(tmp_path), grid_mode_enabled=True)
+    with opened(qtbot, **values) as window:
+        window.go("run")
+        asked = answering(qtbot, "Keep it")
+        click(qtbot, window.primary)
+        assert len(asked) == 1
+        assert not window.run.running
+        answering(qtbot, "Replace it")
+        click(qtbot, window.primary)
+        wait_for_the_end(qtbot, window)
+        assert "overwrite = True" in log_of(window)
+
+
+def test_the_worker_receives_what_the_widgets_of_grid_mode_say(qtbot, frames, tmp_path, strange):
+    strange("record", "recording_pipeline")
+    with opened(qtbot) as window:
+        typed(qtbot, window.input.output.line, str(tmp_path / "out"))
+        choose_frames(qtbot, window, frames)
+        click(qtbot, window.primary)
+        editors = {key: row.editor.focusProxy() for key, row in window.mosaic.grid.rows.items()}
+        click(qtbot, window.mosaic.grid.enabled.editor.focusProxy())
+        typed(qtbot, editors["grid_workers"], "3")
+        chosen(qtbot, editors["use_gpu_grid"], 1)
+        typed(qtbot, editors["grid_size_factor"], "2.5")
+        typed(qtbot, editors["grid_chunk_ram_mb"], "768")
+        click(qtbot, editors["grid_rgb_equalize"])
+        click(qtbot, window.primary)
+        start(qtbot, window)
+        wait_for_the_end(qtbot, window)
+        received = dict(line.split(" = ", 1) for line in log_of(window).splitlines() if " = " in line)
+    wanted = {
+        "workers": "3",
+        "use_gpu": "True",
+        "size_factor": "2.5",
+        "chunk_ram_mb": "768",
+        "rgb_equalize": "True",
+    }
+    assert wanted.items() <= received.items()
+    assert received["folders"] == "'frames', 'out'"
+
+
+def test_a_frame_that_is_left_out_in_the_table_is_left_out_of_the_run(qtbot, frames, tmp_path, strange):
+    strange("record", "recording_pipeline")
+    values = dict(input_dir=str(frames), output_dir=str(tmp_path / "out"), grid_mode_enabled=True)
+    with opened(qtbot, **values) as window:
+        qtbot.waitUntil(lambda: not window.survey.running, timeout=LONG_MS)
+        first = min(window.input.found.frames)
+        window.input.select(first)
+        click(qtbot, window.input.frame.button)
+        assert window.input.summary.values["frames"].text() == "5 frames · 1 left out"
+        window.go("run")
+        start(qtbot, window)
+        wait_for_the_end(qtbot, window)
+        assert f"excluded = ({first!r},)" in log_of(window)
+
+
+def test_the_number_that_automatic_stands_for_is_shown(qtbot):
+    with opened(qtbot) as window:
+        window.go("mosaic")
+        note = window.mosaic.grid._workers_note.text()
+        assert f"{window.mosaic.grid.workers()} worker" in note
+        assert note.startswith("0 = automatic")
+
+
+def test_gpus_are_looked_for_in_a_process_of_their_own(qtbot):
+    with opened(qtbot) as window, qtbot.waitSignal(window.mosaic.grid.search.found, timeout=LONG_MS) as found:
+        window.go("mosaic")
+        assert "Looking for a GPU" in window.mosaic.grid._gpu_note.text()
+    names, reason = found.args
+    assert bool(names) != bool(reason)
+    assert (", ".join(names) or reason) in window.mosaic.grid._gpu_note.text()
+
+
+def test_every_option_has_one_place_and_every_place_an_option(qtbot):
+    with opened(qtbot) as window:
+        bound = all_keys(window)
+        assert sorted([*bound, "input_dir", "output_dir"]) == sorted(option.key for option in OPTIONS)
+        assert set(GRID_KEYS) <= set(bound)
+        for box in window.mosaic.findChildren((QSpinBox, QComboBox)[0]):
+            assert box.objectName() in bound
+
+
+def test_a_worker_that_crashes_is_reported_with_its_last_words_and_what_can_be_done(
+    qtbot, frames, tmp_path, strange
+):
+    strange("crashing")
+    values = dict(input_dir=str(frames), output_dir=str(tmp_path), grid_mode_enabled=True)
+    with opened(qtbot, **values) as window:
+        window.go("run")
+        start(qtbot, window)
+        wait_for_the_end(qtbot, window)
+        assert window.run_page.status.text() == "The run has crashed"
+        assert "report the lines above" in window.run_page.detail.text()
+        assert "Fatal Python error" in log_of(window)
+        assert window.run_page.problems.topLevelItemCount() == 1
+        start(qtbot, window)  # the window can go on
+        wait_for_the_end(qtbot, window)
+
+
+def test_closing_the_window_during_a_run_asks_and_leaves_no_process(qtbot, frames, tmp_path, strange):
+    strange("deaf")
+    values = dict(input_dir=str(frames), output_dir=str(tmp_path), grid_mode_enabled=True)
+    with opened(qtbot, **values) as window:
+        window.go("run")
+        start(qtbot, window)
+        qtbot.waitUntil(lambda: "started" in log_of(window), timeout=LONG_MS)
+        asked = answering(qtbot, "Go on")
+        window.close()
+        assert len(asked) == 1
+        assert window.run.running
+        answering(qtbot, "Stop and close")
+        window.close()
+        qtbot.waitUntil(lambda: not window.isVisible(), timeout=10_000)
+        assert not window.run.running
+        assert children() == []
+
+
+def test_many_events_do_not_block_the_window(qtbot, frames, tmp_path, strange):
+    strange("talkative")
+    values = dict(input_dir=str(frames), output_dir=str(tmp_path), grid_mode_enabled=True)
+    with opened(qtbot, **values) as window:
+        window.go("run")
+        start(qtbot, window)
+        wait_for_the_end(qtbot, window)
+        assert window.run_page.log.lines[-2].text == "9999"
+        assert len(window.run_page.log.lines) <= 5000
+
+
+def test_a_folder_without_frames_says_so(qtbot, tmp_path):
+    with opened(qtbot) as window:
+        (tmp_path / "empty").mkdir()
+        choose_frames(qtbot, window, tmp_path / "empty")
+        assert window.input.summary.trouble.isVisible()
+        assert str(tmp_path / "empty") in window.input.summary.trouble.text()
+        assert not window.primary.isEnabled()
+
+
+def test_without_classic_a_click_turns_on_grid_mode(qtbot, frames, tmp_path, monkeypatch):
+    monkeypatch.delitem(zemosaic_worker.PIPELINES, "classic", raising=False)
+    values = dict(input_dir=str(frames), output_dir=str(tmp_path))
+    with opened(qtbot, **values) as window:
+        window.go("run")
+        assert window.primary.text() == "Turn on Grid mode"
+        click(qtbot, window.primary)
+        assert window.settings.value("grid_mode_enabled") is True
+        assert window.primary.text() == "Start"
+
+
+STARTED = """
+import sys, time
+from PySide6.QtCore import QTimer
+from PySide6.QtWidgets import QApplication
+import zemosaic_gui_qt
+application = QApplication([])
+def shown():
+    print(time.process_time(), *sorted({heavy} & set(sys.modules)))
+    assert any(window.isVisible() for window in application.topLevelWidgets())
+    QApplication.closeAllWindows()
+QTimer.singleShot(0, shown)
+sys.exit(zemosaic_gui_qt.main())
+"""
+
+
+def test_the_window_opens_at_once_and_without_numerical_libraries():
+    code = STARTED.replace("{heavy}", repr(HEAVY))
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT, timeout=60
+    )
+    seconds, *loaded = done.stdout.split()
+    assert loaded == []
+    assert float(seconds) < 2.0
+
+
+def test_without_qt_the_program_says_how_to_install_it():
+    code = "import sys; sys.modules['PySide6'] = None; import zemosaic_cli; sys.exit(zemosaic_cli.main(['gui']))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, env=os.environ)
+    assert done.returncode == 1
+    assert 'pip install "zemosaic[gui]"' in done.stderr
