@@ -46,9 +46,11 @@ _SEARCH_MS = 150  # after the last letter
 _RESORT_MS = 250  # after frames have come
 _MANY = 1000  # lines are made in a thread
 _LOOKED_AT = 60  # rows, for the widths of the columns
-_MAX_WIDTH = 320
+_MAX_WIDTH, _PADDING = 320, 14  # of columns, in pixels
 _OUT = "out"
 _STATES = ("in", "waits", "suggested", "excluded", "out")
+_PLAIN = Qt.ItemFlag.ItemIsEnabled | Qt.ItemFlag.ItemIsSelectable | Qt.ItemFlag.ItemNeverHasChildren
+_CHECKABLE = _PLAIN | Qt.ItemFlag.ItemIsUserCheckable
 _Index = QModelIndex | QPersistentModelIndex
 
 
@@ -318,10 +320,9 @@ class FramesModel(QAbstractTableModel):
 
     def flags(self, index: _Index) -> Qt.ItemFlag:
         """Return what can be done with a cell."""
-        flags = Qt.ItemFlag.ItemIsEnabled | Qt.ItemFlag.ItemIsSelectable | Qt.ItemFlag.ItemNeverHasChildren
         if index.column() == 0 and self.can_be_excluded(self.lines[index.row()]):
-            flags |= Qt.ItemFlag.ItemIsUserCheckable
-        return flags
+            return _CHECKABLE
+        return _PLAIN
 
     def data(self, index: _Index, role: int = Qt.ItemDataRole.DisplayRole) -> object:
         """Return a cell's text, box, side or colour."""
@@ -372,6 +373,11 @@ class _Filter(QSortFilterProxyModel):
     def filterAcceptsRow(self, row: int, _parent: _Index) -> bool:
         """Whether a line is shown."""
         return self._everything or self._accepts(self._model.lines[row])
+
+    def line(self, row: int) -> Line:
+        """Return the line at a row that is shown."""
+        # Where all are shown they stand as in the model; to ask Qt for each of thousands takes long.
+        return self._model.lines[row if self._everything else self.mapToSource(self.index(row, 0)).row()]
 
     def _accepts(self, line: Line) -> bool:
         if self._state and self._model.state_of(line) != self._state:
@@ -538,6 +544,8 @@ class FramesTable(QWidget):
         view.horizontalHeader().setSortIndicator(-1, Qt.SortOrder.AscendingOrder)
         view.horizontalHeader().setStretchLastSection(True)
         view.horizontalHeader().setHighlightSections(False)
+        # A selection of its own, always empty: of the table's it would look at every cell when it is painted.
+        view.horizontalHeader().setSelectionModel(QItemSelectionModel(self._filter, view))
         view.selectionModel().currentRowChanged.connect(self._on_current)
         view.installEventFilter(self)
         return view
@@ -552,8 +560,11 @@ class FramesTable(QWidget):
     def _settle_columns(self) -> None:
         self._view.horizontalHeader().setResizeContentsPrecision(_LOOKED_AT)
         self._view.resizeColumnsToContents()
-        for k in range(len(self.model.columns)):
-            self._view.setColumnWidth(k, min(self._view.columnWidth(k), _MAX_WIDTH))
+        metrics = self._view.fontMetrics()
+        words = max(metrics.horizontalAdvance(tr(f"frames.state.{state}")) for state in _STATES)
+        for k, column in enumerate(self.model.columns):
+            wanted = max(self._view.columnWidth(k), words + _PADDING if column.key == "state" else 0)
+            self._view.setColumnWidth(k, min(wanted, _MAX_WIDTH))
 
     def changeEvent(self, event: QEvent) -> None:
         """Follow the theme and the language."""
@@ -593,11 +604,14 @@ class FramesTable(QWidget):
             self.frame_selected.emit(self._line(index).frame_id)
 
     def _line(self, index: QModelIndex) -> Line:
-        return self.model.lines[self._filter.mapToSource(index).row()]
+        return self._filter.line(index.row())
 
     def _wish(self, *, out: bool) -> None:
         """Leave out the frames selected, or take them in."""
-        lines = [self._line(index) for index in self._view.selectionModel().selectedRows()]
+        # Not by `selectedRows`, which looks at each cell.
+        ranges = self._view.selectionModel().selection()
+        rows = {row for part in ranges for row in range(part.top(), part.bottom() + 1)}
+        lines = [self._filter.line(row) for row in rows]
         self.model.exclude([line.frame_id for line in lines if self.model.can_be_excluded(line)], out)
 
     def eventFilter(self, watched: object, event: QEvent) -> bool:

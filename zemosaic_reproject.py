@@ -169,10 +169,10 @@ def sky_outline(wcs: WCS, shape: tuple[int, int]) -> tuple[tuple[float, float], 
     """Return the outer corners of a frame, (right ascension, declination) ICRS in degrees; empty off the sky."""
     ny, nx = shape
     x, y = np.array([0.0, nx, nx, 0.0]) - 0.5, np.array([0.0, 0.0, ny, ny]) - 0.5
-    corners = np.array(wcs.all_pix2world(x, y, 0))
-    if not np.isfinite(corners).all():
+    ra, dec = frame_to_icrs(wcs, x, y)
+    if not np.isfinite([ra, dec]).all():
         return ()
-    return tuple(zip(*(axis.tolist() for axis in _to_icrs(wcs, *corners)), strict=True))
+    return tuple(zip(ra.tolist(), dec.tolist(), strict=True))
 
 
 def _tightest_angle_deg(frames: list[tuple[tuple[int, int], WCS]], centre: SkyCoord, scale: float) -> float:

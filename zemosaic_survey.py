@@ -50,7 +50,7 @@ logger = logging.getLogger("ZeMosaicWorker.survey")
 _BATCH = 100  # frames an event
 _MEGA = 1e6
 _BYTES_A_PIXEL = 12  # of a plane: image, weight, coverage
-_NOT_PLACED = "it has no usable place on the sky; the run will ask a plate solver"
+_NOT_PLACED = "the run looks for its place on the sky"
 
 
 @dataclass(frozen=True)
@@ -63,6 +63,7 @@ class SurveySettings:
     chunk_ram_mb: int = 512
     workers: int | None = 0
     save_uint16: bool = False
+    use_gpu: bool = False
     solve: SolveOptions | None = field(default_factory=SolveOptions)
     drop_suggested: bool = False
     excluded: tuple[str, ...] = ()
@@ -84,6 +85,7 @@ class SurveySettings:
             chunk_ram_mb=config["grid_chunk_ram_mb"],
             workers=config["grid_workers"],
             save_uint16=config["save_final_as_uint16"],
+            use_gpu=config["use_gpu_grid"],
             solve=SolveOptions.from_config(config),
             drop_suggested=drop_suggested,
             excluded=tuple(excluded),
@@ -152,12 +154,14 @@ class _Survey:
         self.folder, self.output = folder, output
         self.settings = settings
         self.emit, self.cancel = emit, cancel
+        self._rows: dict[str, PlanRow] = {}
 
     def execute(self) -> SurveyDone:
         settings = self.settings
         ledger = ProductPaths(self.output).ledger
         drop = unwanted_frames(ledger, drop_suggested=settings.drop_suggested, excluded=settings.excluded)
         rows, left_out = self._plan()
+        self._rows = {str(row.path): row for row in rows}
         self.emit(RunStarted(len(rows), str(self.output)))
         self._tell(self._unread(item) for item in left_out if not item.harmless)
         records = self._remembered(self._load(rows, drop))
@@ -166,7 +170,7 @@ class _Survey:
         if placed:
             kept, misfits = drop_misfits(placed)
             reasons = {item.path: item.reason for item in misfits}
-            self._tell(_told(r, reason=reasons[r.path], usable=False) for r in placed if r.path in reasons)
+            self._tell(self._told(r, reason=reasons[r.path], usable=False) for r in placed if r.path in reasons)
             placed = kept
         n_frames = len(rows) + sum(item.missed for item in left_out)
         if not placed:
@@ -200,8 +204,8 @@ class _Survey:
                 batch, self.folder, keep_unplaced=self.settings.solve is not None, cancel=self.cancel
             )
             wanted = [record for record in found if record.frame_id not in drop]
-            self._tell(_told(record) for record in wanted)
-            self._tell(_told(r, reason=drop[r.frame_id], usable=False) for r in found if r.frame_id in drop)
+            self._tell(self._told(record) for record in wanted)
+            self._tell(self._told(r, reason=drop[r.frame_id], usable=False) for r in found if r.frame_id in drop)
             self._tell(self._unread(item) for item in unusable)
             records += wanted
             progress(min(start + _BATCH, len(rows)), len(rows))
@@ -217,7 +221,7 @@ class _Survey:
         placed = [record for record in records if not record.unplaced]
         verdicts = solve_frames(unplaced, None, self.settings.solve, cache, placed=placed, **how)
         known = {verdict.record.path: verdict.record for verdict in verdicts if not verdict.reason}
-        self._tell(_told(record) for record in known.values())
+        self._tell(self._told(record) for record in known.values())
         return [known.get(record.path, record) for record in records]
 
     def _notes(self, n_unplaced: int) -> tuple[str, ...]:
@@ -226,7 +230,28 @@ class _Survey:
             notes.append(_unsolved(n_unplaced, self.settings.solve))
         if not (self.folder / PLAN_NAME).is_file():
             notes.append(f"there is no {PLAN_NAME} in the folder; the run makes one beside its products")
+        if self.settings.use_gpu:
+            notes.append("the time is that of the processor; a GPU stacks faster")
         return tuple(notes)
+
+    def _told(self, record: FrameRecord, *, reason: str = "", usable: bool = True) -> SurveyFrame:
+        """Return what is told of a frame whose header could be read."""
+        header, row = record.header, self._rows[record.path]
+        if record.unplaced and not reason:
+            reason = f"{record.unplaced}; {_NOT_PLACED}"
+        known = row.exposure_s is not None or (header.exptime_s or 0.0) > 0.0
+        return SurveyFrame(
+            frame_id=record.frame_id,
+            path=record.path,
+            exposure_s=record.exptime_s if known else None,
+            filter=header.filter.strip() or row.filter,
+            instrument=(header.instrument or header.telescope).strip(),
+            date=header.date_obs.strip(),
+            shape=header.shape,
+            corners_deg=() if record.unplaced else sky_outline(frame_wcs(header), header.shape),
+            reason=reason,
+            usable=usable,
+        )
 
     def _unread(self, item: LeftOut) -> SurveyFrame:
         name = frame_id(Path(item.path), self.folder) if Path(item.path).is_absolute() else item.path
@@ -248,7 +273,7 @@ class _Survey:
         workers = plan_workers(
             settings.workers, cores=cores, free_bytes=free, worker_bytes=worker_bytes, n_tasks=len(records)
         )
-        cpu, wall = estimate_seconds(records, canvas.shape, n_channels, workers)
+        cpu, wall = estimate_seconds(records, canvas.shape, n_channels, workers, cores)
         return SurveyDone(
             n_frames=n_frames,
             n_usable=len(records) + n_unplaced,
@@ -271,40 +296,20 @@ def _geometry(record: FrameRecord) -> tuple[tuple[int, int], WCS]:
     return record.header.shape, frame_wcs(record.header)
 
 
-def _told(record: FrameRecord, *, reason: str = "", usable: bool = True) -> SurveyFrame:
-    """Return what is told of a frame whose header could be read."""
-    header = record.header
-    corners = () if record.unplaced else sky_outline(frame_wcs(header), header.shape)
-    if record.unplaced and not reason:
-        reason = f"{record.unplaced}; {_NOT_PLACED}"
-    return SurveyFrame(
-        frame_id=record.frame_id,
-        path=record.path,
-        exposure_s=record.exptime_s,
-        filter=header.filter.strip(),
-        instrument=(header.instrument or header.telescope).strip(),
-        date=header.date_obs.strip(),
-        shape=header.shape,
-        corners_deg=corners,
-        reason=reason,
-        usable=usable,
-    )
-
-
 def _unsolved(n_unplaced: int, options: SolveOptions) -> str:
     """Return what becomes of frames without a place."""
+    lost = f"{n_unplaced} frames have no place on the sky yet"
+    stars = "the run places them by the stars that they share with others, where it can"
+    uncounted = "this takes time that is not counted here, and may make the canvas larger"
     try:
         solver = choose_solver(options)
     except SolverMissing as missing:
-        why = f" ({missing})" if str(missing) else ""
+        none = f"no plate solver is there ({missing})" if str(missing) else "no plate solver is there"
+        none = "" if options.method == "none" else f"; {none}. {HOW_TO_INSTALL}"
         return (
-            f"{n_unplaced} frames have no place on the sky and no plate solver is there{why}; the run leaves them "
-            f"out. {HOW_TO_INSTALL}"
+            f"{lost}; {stars}; {uncounted}{none}" if options.align_by_stars else f"{lost}, and are left out{none}"
         )
-    return (
-        f"{n_unplaced} frames have no place on the sky yet; {solver.name} solves them when the run starts, which "
-        "takes time that is not counted here and may make the canvas larger"
-    )
+    return f"{lost}; {solver.name} solves them when the run starts; {uncounted}"
 
 
 def _placed_frames(records: list[FrameRecord], canvas: Canvas) -> list[_Placed]:
@@ -347,26 +352,28 @@ _COLOUR = _Costs(pixels=0.23, serial=0.023)
 _HEADER_S = 0.01  # a frame
 _CANVAS_S = 0.025  # a megapixel of a plane of the mosaic
 _START_S = 1.5
+_HELP = 0.5  # of a further core, at worst
 _RANGE = (0.6, 2.0)  # from a fast machine to a slow or busy one
 
 
 def estimate_seconds(
-    records: Sequence[FrameRecord], shape: tuple[int, int], n_channels: int, workers: int
+    records: Sequence[FrameRecord], shape: tuple[int, int], n_channels: int, workers: int, cores: int
 ) -> tuple[tuple[float, float], tuple[float, float]]:
     """Return the ranges of processor time and wall time of a run, in seconds.
 
     The model is linear: a frame costs what its header costs, a share of the serial phases (refine, flat, match)
     and a price a pixel (measure, stack) that its kind decides; a plane of the canvas a price a pixel (assemble).
-    Workers share what is counted by pixels of frames. The prices were measured once, roughly, on the surveys of 60
-    frames of 1920 x 1080 px in nine panels of the benchmarks (`swarp_spec`, mono and colour) with one worker on a
-    core of a server: mono 14.5 s, colour 33 s of wall time. The range says how far machines lie apart, no more.
+    Workers share what is counted by pixels of frames: at best each core that has one adds its whole speed, at
+    worst half of it. The prices were measured once, roughly, on the surveys of 60 frames of 1920 x 1080 px in nine
+    panels of the benchmarks (`swarp_spec`, mono and colour) with one worker on a core of a server: mono 14.5 s,
+    colour 33 s of wall time. The range says how far machines lie apart, no more.
 
     Parameters
     ----------
     records : sequence of FrameRecord
     shape : tuple of int
         ``(ny, nx)`` of the canvas.
-    n_channels, workers : int
+    n_channels, workers, cores : int
     """
     costs = [_MONO if record.header.n_channels == 1 else _COLOUR for record in records]
     pixels = sum(
@@ -375,9 +382,10 @@ def estimate_seconds(
     canvas = _CANVAS_S * n_channels * float(np.prod(shape)) / _MEGA
     serial = _START_S + canvas + sum(cost.serial + _HEADER_S for cost in costs)
     start = 0.5 * _START_S * workers  # of each worker
-    cpu, wall = pixels + serial + start, pixels / workers + serial
+    cpu, at_once = pixels + serial + start, min(workers, cores)
+    best, worst = pixels / at_once + serial, pixels / (1.0 + _HELP * (at_once - 1)) + serial
     low, high = _RANGE
-    return (low * cpu, high * cpu), (low * wall, high * wall)
+    return (low * cpu, high * cpu), (low * best, high * worst)
 
 
 def estimate_memory(n_frames: int, workers: int, chunk_ram_mb: int) -> tuple[int, int]:

@@ -117,6 +117,15 @@ def test_the_space_bar_turns_the_ticks_of_all_frames_selected(qtbot, table):
     assert table.excluded() == frozenset()
 
 
+def test_all_frames_that_are_shown_can_be_left_out_at_once(qtbot, table):
+    table.set_frames(FRAMES)
+    table._view.sortByColumn(0, Qt.SortOrder.DescendingOrder)
+    assert len(search(qtbot, table, "ircut")) == 20
+    table._view.selectAll()
+    qtbot.mouseClick(table._leave_out, Qt.MouseButton.LeftButton)
+    assert table.excluded() == {frame.frame_id for frame in FRAMES if frame.filter == "IRCUT" and frame.usable}
+
+
 def test_the_search_finds_all_words_in_any_column(qtbot, table):
     table.set_frames(FRAMES)
     assert search(qtbot, table, "DISTORTION") == [f"Light_000{k}9.fit" for k in range(4)]

@@ -8,7 +8,9 @@ from astropy.coordinates import SkyCoord
 from astropy.stats import sigma_clipped_stats
 
 from surveys import Run
+from zemosaic_events import TilesPlanned
 from zemosaic_fits_products import read_product_wcs
+from zemosaic_survey import SurveySettings, run_survey
 
 pytestmark = pytest.mark.real
 
@@ -109,3 +111,13 @@ def test_raw_frames_are_left_as_they_are(whole, real_data, tmp_path):
     Run(folder, tmp_path / "out")
     after = {path.name: (path.read_bytes(), path.stat().st_mtime_ns) for path in folder.iterdir()}
     assert before == after
+
+
+@pytest.mark.parametrize("name", ["panels", "whole"])
+def test_a_survey_foretells_the_canvas_and_the_tiles(name, request, tmp_path, real_data):
+    run = request.getfixturevalue(name)
+    planned = next(event for event in run.events if isinstance(event, TilesPlanned))
+    folder = real_data / {"panels": "panels_m94", "whole": "m94"}[name]
+    done = run_survey(folder, tmp_path / "out", SurveySettings())
+    assert (done.shape, done.tiles) == (planned.shape, planned.tiles)
+    assert done.n_usable == run.result.n_used

@@ -1,5 +1,7 @@
 """Canvas, footprints, pixel maps and resampling, against astropy, reproject and slow loops."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from astropy.coordinates import SkyCoord
@@ -14,14 +16,17 @@ from zemosaic_reproject import (
     LEAST_FEATHER,
     MAP_TOLERANCE_PX,
     SAMPLE_NOISE,
+    Canvas,
     Lattice,
     feather,
     frame_positions,
     lattice,
     optimal_canvas,
     place,
+    place_roughly,
     resample,
     section_for,
+    sky_outline,
 )
 from zemosaic_resample_kernels import FRACTIONS
 from zemosaic_types import FrameError, Rect
@@ -319,3 +324,27 @@ def test_sky_positions_survive_the_way_from_a_frame_to_the_canvas():
     sky = wcs.pixel_to_world(100, 200).icrs
     x, y = pixel_to_pixel(wcs, canvas.wcs(), 100, 200)
     assert sky.separation(SkyCoord(canvas.wcs().pixel_to_world(x, y))).arcsec < 1e-5
+
+
+@pytest.mark.parametrize("system", ["ICRS", "FK5"])
+def test_the_outline_of_a_frame_on_the_sky_is_that_of_its_canvas(system):
+    canvas = Canvas((123.0, 45.0), (100.5, 80.5), 0.001, 30.0, (160, 200))
+    wcs = canvas.wcs().deepcopy()
+    if system == "FK5":
+        wcs.wcs.radesys, wcs.wcs.equinox = "FK5", 2000.0
+    corners = np.array(sky_outline(wcs, (160, 200)))
+    np.testing.assert_allclose(corners, canvas.corners_deg(canvas.rect), atol=1e-4)
+
+
+def test_a_frame_that_reaches_off_the_sky_has_no_outline():
+    wcs = Canvas((0.0, 0.0), (1.0, 1.0), 1.0, 0.0, (4, 4)).wcs().deepcopy()
+    wcs.wcs.ctype = ["RA---SIN", "DEC--SIN"]
+    assert sky_outline(wcs, (400, 400)) == ()
+    assert len(sky_outline(wcs, (4, 4))) == 4
+
+
+def test_a_rough_place_is_the_place_without_its_lattice():
+    canvas = Canvas((123.0, 45.0), (500.5, 480.5), 0.001, 10.0, (960, 1000))
+    wcs = Canvas((123.1, 45.1), (100.5, 80.5), 0.0011, -20.0, (160, 200)).wcs()
+    exact, rough = (find(wcs, (160, 200), canvas) for find in (place, place_roughly))
+    assert rough == replace(exact, step=0)

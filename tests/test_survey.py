@@ -8,13 +8,16 @@ import pytest
 import zemosaic_survey
 from grid_mode import GridSettings, run_grid
 from surveys import shuffled_copy, survey_in
+from zemosaic_astrometry import SolveOptions
 from zemosaic_config import resolve
 from zemosaic_events import CancelToken, FinishReason, RunFinished, SurveyDone, SurveyFrames, TilesPlanned
 from zemosaic_fits_io import read_frame_header
+from zemosaic_plan import write_plan
+from zemosaic_plan_table import PLAN_NAME
 from zemosaic_solving import CACHE_NAME, Entry, WcsCache, digest_of
 from zemosaic_survey import SurveySettings, run_survey
 from zemosaic_synthetic import small_spec
-from zemosaic_types import PlanError, RunCancelled, SolverMissing
+from zemosaic_types import PlanError, PlanRow, RunCancelled, SolverMissing
 from zemosaic_worker import RunRequest, start_run
 
 
@@ -65,6 +68,16 @@ def test_a_survey_tells_of_each_frame_and_ends_once(frames, tmp_path):
     assert events[-2] == done
     assert [event for event in events if isinstance(event, RunFinished)] == [events[-1]]
     assert events[-1].reason is FinishReason.COMPLETE
+
+
+def test_what_neither_plan_nor_header_say_is_not_made_up(linked, tmp_path):
+    without_wcs(linked)
+    told, _, _ = surveyed(linked, tmp_path / "out")
+    assert {frame.exposure_s for frame in told.values()} == {None}
+    rows = [PlanRow(1, path, exposure_s=20.0, filter="LP") for path in sorted(linked.glob("*.fit"))]
+    write_plan(linked / PLAN_NAME, rows)
+    told, _, _ = surveyed(linked, tmp_path / "out")
+    assert {(frame.exposure_s, frame.filter) for frame in told.values()} == {(20.0, "LP")}
 
 
 def test_a_survey_writes_nothing_anywhere(frames, tmp_path):
@@ -131,7 +144,7 @@ def test_frames_without_a_place_wait_for_the_solver_or_are_out(linked, tmp_path,
     without_wcs(linked)
     told, done, _ = surveyed(linked, tmp_path / "out")
     assert all(frame.usable and not frame.corners_deg for frame in told.values())
-    assert all("plate solver" in frame.reason for frame in told.values())
+    assert all("the run looks for its place" in frame.reason for frame in told.values())
     assert (done.n_usable, done.shape, done.tiles) == (6, (0, 0), ())
     assert "6 frames have no place on the sky yet; Any Solver solves them" in done.notes[0]
     told, done, _ = surveyed(linked, tmp_path / "out", SurveySettings(solve=None))
@@ -148,6 +161,11 @@ def test_without_a_solver_the_survey_says_what_to_install(linked, tmp_path, monk
     _, done, _ = surveyed(linked, tmp_path / "out")
     assert "no plate solver is there (nothing found)" in done.notes[0]
     assert "astrometry.net" in done.notes[0]
+    assert "by the stars" in done.notes[0]
+    _, done, _ = surveyed(linked, tmp_path / "out", SurveySettings(solve=SolveOptions(align_by_stars=False)))
+    assert "and are left out" in done.notes[0]
+    _, done, _ = surveyed(linked, tmp_path / "out", SurveySettings(solve=SolveOptions(method="none")))
+    assert "solver" not in done.notes[0]
 
 
 def test_what_an_earlier_run_has_solved_is_shown_in_its_place(frames, linked, tmp_path, a_solver):
@@ -181,13 +199,22 @@ def test_a_cancelled_survey_ends_as_cancelled(frames, tmp_path):
     assert events[-1].reason is FinishReason.CANCELLED
 
 
-def test_more_frames_and_fewer_workers_take_longer(frames, tmp_path):
+def test_more_workers_take_less_time_and_more_memory(frames, tmp_path, monkeypatch):
+    monkeypatch.setattr(zemosaic_survey, "machine", lambda: (4, 16 * 10**9))
     _, one, _ = surveyed(frames, tmp_path / "out", SurveySettings(workers=1))
     _, four, _ = surveyed(frames, tmp_path / "out", SurveySettings(workers=4))
     assert one.wall_s > four.wall_s
     assert one.memory_bytes < four.memory_bytes
+    _, eight, _ = surveyed(frames, tmp_path / "out", SurveySettings(workers=8))
+    assert eight.wall_s == four.wall_s
     for low, high in (one.cpu_s, one.wall_s, one.memory_bytes, one.disk_bytes):
         assert 0 < low < high
+
+
+def test_a_survey_says_what_its_times_do_not_count(frames, tmp_path):
+    _, without, _ = surveyed(frames, tmp_path / "out")
+    _, done, _ = surveyed(frames, tmp_path / "out", SurveySettings(use_gpu=True))
+    assert {*done.notes} - {*without.notes} == {"the time is that of the processor; a GPU stacks faster"}
 
 
 def test_the_disk_that_a_run_takes_is_in_the_range(frames, tmp_path):
@@ -203,10 +230,20 @@ def test_the_settings_are_those_of_the_run():
     config = resolve({}, {}, values)
     survey = SurveySettings.from_config(config, excluded=("a.fit",))
     run = GridSettings.from_config(config, excluded=("a.fit",))
-    for name in ("orientation", "size_factor", "overlap_px", "chunk_ram_mb", "workers", "save_uint16", "excluded"):
+    for name in (
+        "orientation",
+        "size_factor",
+        "overlap_px",
+        "chunk_ram_mb",
+        "workers",
+        "save_uint16",
+        "excluded",
+        "use_gpu",
+    ):
         assert getattr(survey, name) == getattr(run, name)
     assert survey.solve == run.solve
-    assert SurveySettings.from_config(resolve({}, {}, {"solve_missing_wcs": False})).solve is None
+    nowhere = resolve({}, {}, {"solve_missing_wcs": False, "align_by_stars": False})
+    assert SurveySettings.from_config(nowhere).solve is None
 
 
 def test_a_survey_in_a_process_of_its_own_returns_its_end(frames, tmp_path):
