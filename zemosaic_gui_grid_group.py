@@ -116,6 +116,11 @@ class GridGroup(Card):
             self._looked = True
             self.search.start()
 
+    @property
+    def answered(self) -> bool:
+        """Whether it is known which GPUs there are."""
+        return self._gpu is not None
+
     def workers(self) -> int:
         """Return how many workers a run would start now."""
         cores, free = machine()

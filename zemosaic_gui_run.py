@@ -168,6 +168,10 @@ class RunPage(QWidget):
             if states is not None:
                 self.map.widget.set_tile_state(tile, states[state])
 
+    def states(self) -> list[str]:
+        """Return the states of the tiles that a worker has taken."""
+        return list(self._states.values())
+
     def stopping(self) -> None:
         """The run was asked to stop."""
         self._say("run.stopping")
