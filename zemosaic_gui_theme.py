@@ -73,11 +73,11 @@ QToolButton { padding: 5px 8px; border: 1px solid transparent; border-radius: 6p
 QToolButton#step { padding: 9px 18px; font-size: 11pt; color: %(faint)s; border-radius: 8px; }
 QToolButton#step:checked { color: %(accent)s; background: %(hover)s; font-weight: 600; }
 QToolButton#step:focus { border: 1px solid %(line)s; }
-QCheckBox::indicator, QTableView::indicator {
+QCheckBox::indicator {
     width: 16px; height: 16px; border: 1px solid %(edge)s; border-radius: 4px; background: %(base)s;
 }
 QCheckBox::indicator:hover, QCheckBox::indicator:focus { border-color: %(accent)s; }
-QCheckBox::indicator:checked, QTableView::indicator:checked {
+QCheckBox::indicator:checked {
     background: %(accent)s; border-color: %(accent)s; image: url("%(tick)s");
 }
 QToolButton::menu-indicator { image: none; }

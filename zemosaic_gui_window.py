@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from PySide6.QtCore import QEvent, QLocale, QSettings, Qt
+from PySide6.QtCore import QEvent, QLocale, QSettings, Qt, QTimer
 from PySide6.QtGui import QActionGroup, QKeySequence, QShortcut
 from PySide6.QtWidgets import (
     QApplication,
@@ -307,7 +307,7 @@ class MainWindow(QMainWindow):
         facts = [tr("found.frames", n=len(found.usable(excluded)))]
         if not trouble:
             name, _ = self._choose()
-            facts.append(title_of(name))
+            facts.append(tr(f"pipeline.{name}"))
         if found.done and found.done.shape[0]:
             facts.append(tr("run.expected", range=duration_range(*found.done.wall_s)))
         facts.append(self.settings.value("output_dir"))
@@ -443,7 +443,7 @@ class MainWindow(QMainWindow):
     def showEvent(self, event: object) -> None:
         """Begin at the button that leads on."""
         super().showEvent(event)
-        self.primary.setFocus()
+        QTimer.singleShot(0, self.primary.setFocus)  # after Qt has chosen the first of all
 
     def changeEvent(self, event: QEvent) -> None:
         """Follow the language."""

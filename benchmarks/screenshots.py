@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shutil
 import tempfile
 import time
 from collections.abc import Callable
@@ -129,19 +130,23 @@ def main() -> None:
         config.parent.mkdir()
         config.write_text("{}", encoding="utf-8")
         os.environ["ZEMOSAIC_CONFIG"] = str(config)
-        frames = arguments.frames
+        frames = arguments.frames and arguments.frames.absolute()
+        folder = arguments.folder.absolute()
+        os.chdir(scratch)  # so that the pictures show short names
         if frames is None:
             from zemosaic_synthetic import demo_spec, make_survey
 
-            frames = Path(scratch) / "frames"
+            frames = Path("Frames")
             make_survey(frames, demo_spec())
         from PySide6.QtWidgets import QApplication
 
         application = QApplication([])
         for theme in arguments.themes:
             for language in arguments.languages:
-                photographer = Photographer(arguments.folder, theme, language)
-                photographer.walk(frames, Path(scratch) / f"mosaic_{theme}_{language}")
+                photographer = Photographer(folder, theme, language)
+                output = Path("Mosaic")
+                photographer.walk(frames, output)
+                shutil.rmtree(output)
                 photographer.leave()
                 config.write_text("{}", encoding="utf-8")
         application.quit()
