@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from PySide6.QtCore import QEvent, Qt, Signal
+from PySide6.QtCore import QEvent, QObject, Qt, Signal
 from PySide6.QtWidgets import (
     QAbstractSpinBox,
     QCheckBox,
@@ -147,7 +147,7 @@ _EDITORS: dict[str, Callable[[Option], Editor]] = {
 }
 
 
-class _CalmFilter(QWidget):
+class _CalmFilter(QObject):
     """Lets the wheel scroll the page instead of changing a value that the user only passes over."""
 
     def eventFilter(self, watched: QWidget, event: QEvent) -> bool:
@@ -159,9 +159,7 @@ class _CalmFilter(QWidget):
 
 def _calm(box: QWidget) -> QWidget:
     box.setFocusPolicy(Qt.FocusPolicy.StrongFocus)
-    box.calm = _CalmFilter(box)
-    box.calm.hide()
-    box.installEventFilter(box.calm)
+    box.installEventFilter(_CalmFilter(box))
     return box
 
 

@@ -31,6 +31,7 @@ from zemosaic_gui_settings import Settings
 from zemosaic_gui_text import tr
 
 _SUMMARY_WIDTH = 330
+_WORTH_TELLING = 1.05  # more frames than were summed up last; tens of thousands are not counted for every batch
 
 
 class Found:
@@ -243,7 +244,7 @@ class InputPage(QWidget):
         super().__init__()
         self._settings = settings
         self.found, self.excluded = Found(), frozenset()
-        self._selected = ""
+        self._selected, self._summed_up = "", 0
         self.input, self.output = FolderRow(), FolderRow()
         self._input_label, self._output_label = label(), label()
         self.again = QPushButton()
@@ -360,7 +361,7 @@ class InputPage(QWidget):
 
     def begin(self) -> None:
         """A survey starts."""
-        self.found = Found()
+        self.found, self._summed_up = Found(), 0
         if self.map.widget is not None:
             self.map.widget.clear()
             self.map.widget.set_excluded(self.excluded)
@@ -379,7 +380,9 @@ class InputPage(QWidget):
                 self.map.widget.add_frames(event.frames)
             if self.table.widget is not None:
                 self.table.widget.add_frames(event.frames)
-            self.summary.show_found(self.found, self.excluded)
+            if len(self.found.frames) > _WORTH_TELLING * self._summed_up:
+                self._summed_up = len(self.found.frames)
+                self.summary.show_found(self.found, self.excluded)
         elif isinstance(event, SurveyDone):
             self.found.done = event
             if self.map.widget is not None:
@@ -391,6 +394,7 @@ class InputPage(QWidget):
 
     def end(self, trouble: str = "") -> None:
         """A survey has ended; `trouble` says why it has found nothing."""
+        self.summary.show_found(self.found, self.excluded)
         self.summary.show_rest()
         if trouble:
             self.summary.show_trouble(trouble)
@@ -398,7 +402,7 @@ class InputPage(QWidget):
     @property
     def ready(self) -> bool:
         """Whether there are frames that a run can try."""
-        return bool(self.found.usable(self.excluded))
+        return any(f.usable and f.frame_id not in self.excluded for f in self.found.frames.values())
 
     def select(self, frame_id: str) -> None:
         """Look at a frame: on the map, in the table, and in words."""

@@ -24,6 +24,8 @@ from zemosaic_config import (
     save,
 )
 
+_FOLDERS = ("input_dir", "output_dir")
+
 #: What each preset decides; all of them name the same options.
 PRESETS: dict[str, dict[str, Value]] = {
     "fast": {
@@ -143,8 +145,18 @@ class Settings(QObject):
         return ""
 
     def load(self, path: Path | str) -> None:
-        """Take all values from a file; raises `ConfigError`, and changes nothing, if it is no good."""
+        """Take all values from a file, folders only if it names them; what changes counts as changed by the user.
+
+        Raises
+        ------
+        ConfigError
+            If it is no good; nothing changes then.
+        """
+        before = self._values
         self._use(load_file(path))
+        self._values |= {key: before[key] for key in _FOLDERS if not self._values[key]}
+        self._edits = {key: value for key, value in self._values.items() if value != before[key]}
+        self._edits |= {key: before[key] for key in _FOLDERS if self._values[key] == before[key] != ""}
         self.replaced.emit()
 
     def save_as(self, path: Path | str) -> None:

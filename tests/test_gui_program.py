@@ -6,7 +6,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from PySide6.QtWidgets import QComboBox, QSpinBox
+from PySide6.QtCore import QMimeData, QPointF, Qt, QUrl
+from PySide6.QtGui import QDragEnterEvent, QDropEvent
+from PySide6.QtWidgets import QComboBox, QDoubleSpinBox, QSpinBox
 
 import zemosaic_worker
 from programs import LONG_MS, answering, children, choose_frames, chosen, click, opened, typed
@@ -57,9 +59,10 @@ def log_of(window):
     return "\n".join(line.text for line in window.run_page.log.lines)
 
 
-def test_a_run_is_started_watched_cancelled_restarted_and_finished_by_clicks(qtbot, frames, tmp_path):
+def test_a_run_is_started_watched_cancelled_restarted_and_finished_by_clicks(qtbot, frames, tmp_path, monkeypatch):
     output = tmp_path / "out"
-    seen = []
+    seen, pages = [], []
+    monkeypatch.setattr("zemosaic_gui_result.show_folder", pages.append)
     with opened(qtbot, grid_mode_enabled=True, grid_workers=2) as window:
         typed(qtbot, window.input.output.line, str(output))
         choose_frames(qtbot, window, frames)
@@ -87,6 +90,10 @@ def test_a_run_is_started_watched_cancelled_restarted_and_finished_by_clicks(qtb
         click(qtbot, window.primary)
         assert window.step == "result"
         assert window.result_page.summary.text().startswith("6 of 6 frames used")
+        click(qtbot, window.result_page.report)
+        qtbot.waitUntil(lambda: len(pages) == 1, timeout=LONG_MS)
+        assert pages[0].is_file()
+        assert window.result_page.report.text() == "Show the report"
         qtbot.waitUntil(lambda: window.result_page.viewer.widget is not None, timeout=LONG_MS)
         qtbot.waitUntil(lambda: not window.result_page.viewer.widget.busy, timeout=LONG_MS)
 
@@ -135,6 +142,40 @@ def test_the_worker_receives_what_the_widgets_of_grid_mode_say(qtbot, frames, tm
     assert received["folders"] == "'frames', 'out'"
 
 
+def test_a_run_without_the_worst_frames_is_asked_for_by_one_click(qtbot, frames, tmp_path, strange):
+    strange("record", "recording_pipeline")
+    output = tmp_path / "out"
+    output.mkdir()
+    (output / "ledger.csv").write_text("", encoding="utf-8")
+    values = dict(input_dir=str(frames), output_dir=str(output), grid_mode_enabled=True)
+    with opened(qtbot, **values) as window:
+        window.go("run")
+        start(qtbot, window)
+        wait_for_the_end(qtbot, window)
+        assert "drop_suggested = False" in log_of(window)
+        click(qtbot, window.primary)
+        click(qtbot, window.result_page.without)
+        assert window.step == "run"
+        wait_for_the_end(qtbot, window)
+        assert "drop_suggested = True" in log_of(window)
+        assert "overwrite = True" in log_of(window)
+
+
+def test_a_folder_is_dropped_into_the_window(qtbot, frames, tmp_path):
+    data = QMimeData()
+    data.setUrls([QUrl.fromLocalFile(str(next(frames.glob("*.fit"))))])  # a file stands for its folder
+    where, actions = QPointF(20, 20), Qt.DropAction.CopyAction
+    buttons = Qt.MouseButton.LeftButton, Qt.KeyboardModifier.NoModifier
+    with opened(qtbot) as window:
+        window.input.dragEnterEvent(QDragEnterEvent(where.toPoint(), actions, data, *buttons))
+        assert window.input.drop.property("over") is True
+        window.input.dropEvent(QDropEvent(where, actions, data, *buttons))
+        assert window.settings.value("input_dir") == str(frames)
+        assert window.settings.value("output_dir") == str(frames.with_name("frames_mosaic"))
+        qtbot.waitUntil(lambda: not window.survey.running, timeout=LONG_MS)
+        assert window.primary.isEnabled()
+
+
 def test_a_frame_that_is_left_out_in_the_table_is_left_out_of_the_run(qtbot, frames, tmp_path, strange):
     strange("record", "recording_pipeline")
     values = dict(input_dir=str(frames), output_dir=str(tmp_path / "out"), grid_mode_enabled=True)
@@ -172,8 +213,9 @@ def test_every_option_has_one_place_and_every_place_an_option(qtbot):
         bound = all_keys(window)
         assert sorted([*bound, "input_dir", "output_dir"]) == sorted(option.key for option in OPTIONS)
         assert set(GRID_KEYS) <= set(bound)
-        for box in window.mosaic.findChildren((QSpinBox, QComboBox)[0]):
-            assert box.objectName() in bound
+        boxes = [b for kind in (QSpinBox, QDoubleSpinBox, QComboBox) for b in window.mosaic.findChildren(kind)]
+        assert len(boxes) > 20
+        assert {box.objectName() for box in boxes} <= set(bound)
 
 
 def test_a_worker_that_crashes_is_reported_with_its_last_words_and_what_can_be_done(

@@ -72,6 +72,20 @@ def test_a_hand_edited_file_is_honoured_and_only_what_was_changed_is_written(tmp
     assert settings.edits() == {}
 
 
+def test_what_a_loaded_file_says_is_kept_and_folders_that_it_does_not_name_stay(tmp_path):
+    mine, other = tmp_path / "mine.json", tmp_path / "other.json"
+    mine.write_text('{"input_dir": "here", "grid_workers": 2, "note": 1}', encoding="utf-8")
+    other.write_text('{"output_dir": "there", "grid_size_factor": 3, "hint": 2}', encoding="utf-8")
+    settings = Settings(load_file(mine))
+    settings.load(other)
+    assert (settings.value("input_dir"), settings.value("output_dir")) == ("here", "there")
+    assert settings.config()["input_dir"] == "here"
+    settings.keep_edits(mine)
+    content = json.loads(mine.read_text(encoding="utf-8"))
+    assert content["note"] == 1
+    assert (content["grid_workers"], content["grid_size_factor"], content["output_dir"]) == (0, 3, "there")
+
+
 def test_a_file_that_is_no_good_changes_nothing(tmp_path):
     path = tmp_path / "bad.json"
     path.write_text('{"grid_workers": "many"}', encoding="utf-8")
