@@ -203,7 +203,9 @@ def test_a_mono_frame_among_colour_ones_counts_for_every_colour(tmp_path):
     own = [np.mean([float(row[f"sky_{c}"]) for row in without.ledger if row["used"] == "yes"]) for c in "rgb"]
     np.testing.assert_allclose(sky[1], own, rtol=0.01)
     flux = [np.array(one.score(survey).flux_ratio) for one in (run, without)]
-    np.testing.assert_allclose(flux[0] / flux[0].mean(), flux[1] / flux[1].mean(), rtol=0.03)
+    np.testing.assert_allclose(
+        flux[0] / flux[0].mean(), flux[1] / flux[1].mean(), rtol=0.05
+    )  # a third of the light has no colour
     assert run.mosaic.shape[0] == 3
     assert np.median(run.coverage[run.coverage > 0]) == 3
     assert run.coverage.max() == 3
