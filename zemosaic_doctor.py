@@ -177,7 +177,7 @@ def gpus() -> list[Finding]:
 def desktop(version: Callable[[str], str] = metadata.version) -> list[Finding]:
     """Say whether the library of the desktop program is there."""
     try:
-        return [Finding("PySide6", version("PySide6"), _DESKTOP)]
+        return [Finding("PySide6", version("PySide6-Essentials"), _DESKTOP)]
     except metadata.PackageNotFoundError:
         return [Finding("PySide6", "none", f'{_DESKTOP}: pip install "zemosaic[gui]"')]
 

@@ -168,7 +168,7 @@ def test_every_gpu_is_described_and_tried_out(monkeypatch):
 
 def test_the_library_of_the_desktop_program_is_optional():
     assert [(finding.found, finding.ok) for finding in desktop(absent())] == [("9.8", True)]
-    assert [(finding.found, finding.ok) for finding in desktop(absent("PySide6"))] == [("none", True)]
+    assert [(finding.found, finding.ok) for finding in desktop(absent("PySide6-Essentials"))] == [("none", True)]
 
 
 def test_plate_solvers_are_found_on_the_search_path():
