@@ -150,8 +150,9 @@ class Summary(Card):
         for name in ("canvas", "tiles", *self._COSTS):
             self._say(name, "–")
         self.trouble.hide()
-        self.notes.setText("\n\n".join(done.notes) if done else "")
-        self.notes.setVisible(bool(done and done.notes))
+        notes = done.notes if done else ()
+        self.notes.setText("\n\n".join(f"{note[:1].upper()}{note[1:]}." for note in notes))
+        self.notes.setVisible(bool(notes))
         if not placed:
             return
         ny, nx = done.shape
