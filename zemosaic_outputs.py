@@ -11,7 +11,7 @@ import io
 import json
 import platform
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, fields
@@ -19,6 +19,7 @@ from datetime import UTC, datetime
 from functools import cached_property
 from importlib import metadata
 from pathlib import Path
+from types import MappingProxyType
 
 import astropy.units as u
 import numpy as np
@@ -504,8 +505,9 @@ def write_report(
     *,
     peak_memory_bytes: dict[str, int],
     n_tiles: int,
+    more: Mapping[str, object] = MappingProxyType({}),
 ) -> None:
-    """Write ``report.json``: versions, settings, times, memory and counts of a run."""
+    """Write ``report.json``: versions, settings, times, memory and counts of a run, and `more` of a pipeline."""
     libraries = ("numpy", "astropy", "scipy", "numba", "reproject", "sep", "shapely")
     versions = {"zemosaic": software_version(), "python": platform.python_version()}
     report = {
@@ -520,5 +522,6 @@ def write_report(
         "flats": [_finite(flat) for flat in summary.flats],
         "tiles": {"total": n_tiles, "failed": [asdict(failure) for failure in result.failed_tiles]},
         "left_out": [asdict(item) for item in result.left_out],
+        **more,
     }
     write_text(paths.report, json.dumps(report, indent=2, ensure_ascii=False) + "\n")
