@@ -31,7 +31,7 @@ GPU_KEYS = ("use_gpu_grid", "use_gpu_phase5", "stack_use_gpu", "use_gpu_stack") 
 COMMAND_LINE, ENVIRONMENT, FILE, DEFAULT = "command line", "environment", "file", "default"
 
 _FOLDERS, _STACKING, _GRID, _GPU, _LOGGING = "Input and output", "Stacking", "Grid", "GPU", "Logging"
-_GROUPS = "Groups of the Classic pipeline (to come)"
+_CLASSIC = "Classic"
 _SOLVING = "Plate solving"
 _BOOL_WORDS = {"1": 1, "true": 1, "yes": 1, "on": 1, "0": 0, "false": 0, "no": 0, "off": 0}
 _UNDEFINED = (None, "", "auto", "none", "null")
@@ -151,19 +151,22 @@ OPTIONS: tuple[Option, ...] = (
     Option("refine_wcs", "choice", "auto", _GRID,
            "Correct the frames' WCS so that their common stars coincide; auto = where it brings more than noise; "
            "a frame that is more than 5 px off is left out either way.", choices=("auto", "on", "off")),
-    Option("cluster_panel_threshold", "float", 0.0, _GROUPS,
+    Option("cluster_panel_threshold", "float", 0.0, _CLASSIC,
            "Frames are linked if their centres are no further apart than this; what is linked is one group, cut "
            "where it outgrows a circle of this radius or of half a frame's short side, whichever is larger; "
            "0 = half the short side.", unit="deg", minimum=0, maximum=180),
-    Option("cluster_target_groups", "int", 0, _GROUPS,
+    Option("cluster_target_groups", "int", 0, _CLASSIC,
            "Number of groups, before orientation splits them, that the threshold is chosen for, however wide they "
            "get; 0 = none.", minimum=0),
-    Option("cluster_orientation_split_deg", "float", 0.0, _GROUPS,
+    Option("cluster_orientation_split_deg", "float", 0.0, _CLASSIC,
            "Position angles in a group differ by no more than this, half a turn counting as none; 0 = any may.",
            unit="deg", minimum=0, maximum=180),
-    Option("cluster_by_filter", "bool", False, _GROUPS, "Keep frames of different filters in different groups."),
-    Option("cluster_by_instrument", "bool", False, _GROUPS,
+    Option("cluster_by_filter", "bool", False, _CLASSIC, "Keep frames of different filters in different groups."),
+    Option("cluster_by_instrument", "bool", False, _CLASSIC,
            "Keep frames of different instruments in different groups.", advanced=True),
+    Option("final_assembly_method", "choice", "reproject_coadd", _CLASSIC,
+           "How master tiles become the mosaic: all that cover a part of it at once, or one after the other, "
+           "added to sums on the disk; the mosaic is the same.", choices=("reproject_coadd", "incremental")),
     Option("solve_missing_wcs", "bool", True, _SOLVING,
            "Let a plate solver find the place on the sky of frames that have no usable WCS."),
     Option("solver_method", "choice", "auto", _SOLVING,

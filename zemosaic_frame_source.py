@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from zemosaic_fits_io import frame_wcs, read_alpha, read_section
+from zemosaic_fits_io import frame_wcs, read_alpha, read_planes, read_section
 from zemosaic_flat import section_polynomials
 from zemosaic_preprocess import ISOLATED_SIGMA, SUPPORT_PX, bayer_colours, demosaic, flattened, replace_isolated
 from zemosaic_reproject import (
@@ -67,7 +67,8 @@ class FrameSource:
     grid : Lattice
         Its pixel map.
     colours : ndarray, shape (2, 2), or None
-        Colours of the cell of a raw frame, all 0 for a mono one; None for planes that were demosaiced before.
+        Colours of the cell of a raw frame, all 0 for a mono one; None for planes that were demosaiced or stacked
+        before.
     """
 
     def __init__(self, frame: StackFrame, canvas: Canvas, kernel: str) -> None:
@@ -144,7 +145,7 @@ class FrameSource:
         return clean[None] if self.colours is MONO else demosaic(clean, self.colours)
 
     def pixel_weights(self, part: Rect, radial: RadialWeight | None, feather_px: float) -> np.ndarray:
-        """Return the weight of each pixel of `part`, float32: alpha, resampled like data, `radial`, and a feather.
+        """Return the weight of each pixel of `part`, float32: its own, resampled, `radial`, and a feather.
 
         Raises
         ------
@@ -155,15 +156,26 @@ class FrameSource:
         if section.empty:
             return np.zeros(part.shape, dtype=np.float32)
         weight = np.ones(part.shape, dtype=np.float32)
-        alpha = read_alpha(self._path, self.header, section)
-        if alpha is not None:
-            plane = resample(alpha[None], section, self.header.shape, self.grid, part, kernel="bilinear")[0]
+        own = self._own_weights(section)
+        if own is not None:
+            plane = resample(own[None], section, self.header.shape, self.grid, part, kernel="bilinear")[0]
             weight = np.nan_to_num(plane)
         if radial is not None:
             weight *= self._radial(part, radial)
         if feather_px > 0:
             feather(self.grid, part, self.header.shape, feather_px, weight)
         return weight
+
+    @property
+    def weighs_pixels(self) -> bool:
+        """Whether the frame brings weights of its own pixels."""
+        return self.header.alpha_hdu is not None or self.header.weight_hdu is not None
+
+    def _own_weights(self, section: Rect) -> np.ndarray | None:
+        """Return the weights that the file gives a section's pixels, (h, w) float32, colours averaged; or None."""
+        if self.header.weight_hdu is None:
+            return read_alpha(self._path, self.header, section)
+        return read_planes(self._path, self.header, self.header.weight_hdu, section).mean(axis=0)
 
     def _radial(self, part: Rect, radial: RadialWeight) -> np.ndarray:
         ny, nx = self.header.shape
@@ -182,6 +194,6 @@ def flattened_planes(flattened: Callable, planes: Any, rows: Any, columns: Any, 
 
 def _colours(frame: StackFrame) -> np.ndarray | None:
     header = frame.record.header
-    if header.layout in ("chw", "hwc"):
+    if header.layout in ("chw", "hwc") or header.weight_hdu is not None:
         return None
     return bayer_colours(header.bayer) if header.bayer else MONO

@@ -37,8 +37,8 @@ Progress = Callable[[int, int], None]
 
 _TEXT_COLUMNS = ("batch_id", "mount", "bortle", "telescope", "session_date", "filter")
 _MAX_REASONS = 3
-_OWN_MOSAIC = re.compile(r"mosaic_grid.*\.fits$", re.IGNORECASE)
-_OWN_TILE = re.compile(r"tile_.*\.fits$", re.IGNORECASE)
+_OWN_MOSAIC = re.compile(r"mosaic_(grid|classic).*\.fits$", re.IGNORECASE)
+_OWN_TILE = re.compile(r"(master_)?tile_.*\.fits$", re.IGNORECASE)
 _SERIAL = re.compile(r"[_#].*|[\s-]*\b(?=[a-f]*\d)[0-9a-f]{6,}\b", re.IGNORECASE)
 _LIMITS = {"exposure": (math.nextafter(0, 1), math.inf), "ra": (0, 360), "dec": (-90, 90)}
 _MOUNTS = {
@@ -321,7 +321,7 @@ def _is_folder(entry: os.DirEntry) -> bool:
 
 
 def _own_product(folder: Path, name: str) -> bool:
-    in_tiles = folder.name.lower() == "tiles"
+    in_tiles = folder.name.lower() in ("tiles", "master_tiles")
     return bool(_OWN_MOSAIC.match(name) or (in_tiles and _OWN_TILE.match(name)))
 
 

@@ -252,6 +252,12 @@ def bilinear(planes, section, size, lattice, origin, corner, out):
                 out[c, row, k] = total / weight
 
 
+def nearest_pixel(position: np.ndarray, n_pixels: int) -> np.ndarray:
+    """Return the pixel that positions -0.5 <= p < n - 0.5 along an axis fall into, as `lanczos3` rounds them."""
+    rounded = np.floor(position * FRACTIONS + 0.5).astype(np.int64)
+    return np.clip((rounded + FRACTIONS // 2 - 1) >> _BITS, 0, n_pixels - 1)
+
+
 @nb.njit(cache=True, nogil=True)
 def positions(lattice, origin, corner, out_x, out_y):
     """Fill the frame positions of a rectangle of canvas pixels, float64 (oh, ow), from the lattice."""

@@ -71,9 +71,13 @@ class Pipeline:
 
 
 #: The pipelines of this version. One more is one more entry.
-PIPELINES = {"grid": Pipeline("grid_mode", "run_grid", "GridSettings")}
+PIPELINES = {
+    "grid": Pipeline("grid_mode", "run_grid", "GridSettings"),
+    "classic": Pipeline("classic_mode", "run_classic", "ClassicSettings"),
+}
 
 _TITLES = {"grid": "Grid mode", "classic": "Classic"}
+_FOLDERS = ("tiles", "master_tiles")  # of products, below that of a run
 
 
 @dataclass(frozen=True, slots=True)
@@ -291,7 +295,7 @@ class RunHandle:
         self._child.wait()
         self._ear.join(_SIGNAL_S)
         self._child.stdin.close()
-        for folder in (self._output_folder, self._output_folder / "tiles"):
+        for folder in (self._output_folder, *(self._output_folder / name for name in _FOLDERS)):
             try:
                 remove_leftovers(folder)
             except OutputError as error:

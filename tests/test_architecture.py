@@ -13,7 +13,14 @@ ROOT = Path(__file__).resolve().parents[1]
 
 FLOORS = [
     {"zemosaic_types"},
-    {"zemosaic_events", "zemosaic_config", "zemosaic_plain_image", "zemosaic_cards", "zemosaic_temp_files"},
+    {
+        "zemosaic_events",
+        "zemosaic_config",
+        "zemosaic_plain_image",
+        "zemosaic_cards",
+        "zemosaic_temp_files",
+        "zemosaic_fits_checksums",
+    },
     {
         "parallel_utils",
         "zemosaic_backend",
@@ -44,7 +51,7 @@ FLOORS = [
         "zemosaic_drawings",
         "zemosaic_flat",
     },
-    {"zemosaic_tiling", "zemosaic_pairs", "zemosaic_frame_arrays"},
+    {"zemosaic_tiling", "zemosaic_pairs", "zemosaic_coadd_match", "zemosaic_frame_arrays"},
     {
         "zemosaic_plan",
         "zemosaic_measure",
@@ -60,7 +67,9 @@ FLOORS = [
     {"zemosaic_passes", "zemosaic_settings", "zemosaic_stack_pool"},
     {"zemosaic_pipeline"},
     {"zemosaic_mosaic"},
-    {"grid_mode"},
+    {"zemosaic_master_tiles"},
+    {"zemosaic_coadd"},
+    {"classic_mode", "grid_mode"},
     {"zemosaic_worker", "zemosaic_worker_start"},
     {"zemosaic_synthetic"},
     {"zemosaic_truth_ideal"},
