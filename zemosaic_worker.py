@@ -130,6 +130,22 @@ def find_pipeline(name: str) -> Pipeline:
     )
 
 
+def load_pipeline(name: str) -> tuple[Callable[..., RunResult], type]:
+    """Import a pipeline into this process; return its function and the class of its settings.
+
+    Raises
+    ------
+    ConfigError
+        If there is no such pipeline.
+    """
+    return _loaded(find_pipeline(name))
+
+
+def _loaded(pipeline: Pipeline) -> tuple[Callable[..., RunResult], type]:
+    module = importlib.import_module(pipeline.module)
+    return getattr(module, pipeline.run), getattr(module, pipeline.settings)
+
+
 def start_run(request: RunRequest, on_event: Listener | None = None) -> RunHandle:
     """Start a run in a process of its own; returns at once.
 
@@ -437,17 +453,17 @@ def _run(request: RunRequest, pipeline: Pipeline, listener: Listener, cancel: Ca
     # The server of the workers loads the numerical libraries while this process does.
     prepare_workers(["zemosaic_worker_start"])
     gc.disable()  # what imports make stays to the end, and looking at it takes time
-    module = importlib.import_module(pipeline.module)
+    run, settings_class = _loaded(pipeline)
     gc.freeze()
     gc.enable()
-    settings = getattr(module, pipeline.settings).from_config(
+    settings = settings_class.from_config(
         request.config,
         overwrite=request.overwrite,
         drop_suggested=request.drop_suggested,
         excluded=request.excluded,
     )
     folders = Path(request.input_folder), Path(request.output_folder)
-    return getattr(module, pipeline.run)(*folders, settings, listener=listener, cancel=cancel)
+    return run(*folders, settings, listener=listener, cancel=cancel)
 
 
 class _Voice:
