@@ -33,6 +33,7 @@ class ClassicSettings(RunSettings):
 
     groups: GroupSettings = field(default_factory=GroupSettings)
     final_assembly_method: str = "reproject_coadd"
+    intertile_match: bool = True
 
     @classmethod
     def from_config(cls, config: Config, **asked: Any) -> Self:
@@ -40,6 +41,7 @@ class ClassicSettings(RunSettings):
         own = {
             "groups": GroupSettings.from_config(config),
             "final_assembly_method": config["final_assembly_method"],
+            "intertile_match": config["intertile_photometric_match"],
         }
         return replace(super().from_config(config, **asked), **own)
 
@@ -99,7 +101,7 @@ class _ClassicRun:
             front = settled_frames(self.input_folder, settings, book, drop, choose=self._grouped_by_user)
             with front as (pool, settled):
                 with book.phase("group"):
-                    tiles = plan_tiles(self._groups(settled), settled, book)
+                    tiles = plan_tiles(self._groups(settled), settled, pool, book)
                 with book.phase("stack"):
                     stackers = open_stackers(pool, settings, book, self.access)
                     work = TileWork(tiles, settled, settings, book, n_workers=pool.n_workers)
@@ -107,7 +109,8 @@ class _ClassicRun:
                     book.drop_unseen()
                 with book.phase("coadd"):
                     mosaic = files.enter_context(open_mosaic(settled, settings, book))
-                    frames = tile_frames(made, settled, settings, pool, book)
+                    method = settings.normalise if settings.intertile_match else "none"
+                    frames = tile_frames(made, settled, method, pool, book)
                     how = settings.final_assembly_method
                     coadd(mosaic, frames, stackers, settings, how, first=tiles[-1].number + 1)
                 mosaic.check_used()

@@ -47,7 +47,7 @@ _BAND_ROWS = 512
 
 
 def tile_frames(
-    tiles: list[MasterTile], settled: Settled, settings: RunSettings, pool: TaskPool, book: RunBook
+    tiles: list[MasterTile], settled: Settled, method: str, pool: TaskPool, book: RunBook
 ) -> list[StackFrame]:
     """Return master tiles as frames of the mosaic's canvas, brought together where that is worth it.
 
@@ -56,7 +56,8 @@ def tile_frames(
     tiles : list of MasterTile
         Whose files are finished.
     settled : Settled
-    settings : RunSettings
+    method : str
+        What may be brought together, as for `zemosaic_photometry.solve_match`.
     pool : TaskPool
         Looks at the tiles.
     book : RunBook
@@ -75,10 +76,10 @@ def tile_frames(
         cell_px=settled.matched.measured[0].cell_px,
     )
     found = untouched(geometry, settled.n_channels)
-    wanted = len(tiles) > 1 and settings.normalise != "none"
+    wanted = len(tiles) > 1 and method != "none"
     looks = _look_at_all(pool, records, settled, geometry.cell_px, measured=wanted)
     if wanted:
-        found = _brought_together(looks, geometry, found, settings, book)
+        found = _brought_together(looks, geometry, found, method, book)
     return [
         _stack_frame(record, placement, found, geometry, k, looks[k].share)
         for k, (record, placement) in enumerate(zip(records, placements, strict=True))
@@ -147,13 +148,13 @@ def _shares(record: FrameRecord, n_channels: int) -> tuple[float, ...]:
 
 
 def _brought_together(
-    looks: list[_Look], geometry: Geometry, as_they_are: Agreement, settings: RunSettings, book: RunBook
+    looks: list[_Look], geometry: Geometry, as_they_are: Agreement, method: str, book: RunBook
 ) -> Agreement:
     for look in looks:
         if look.reason:
             book.say(f"the master tiles are taken as they are, since one says nothing: {look.reason}", "WARNING")
             return as_they_are
-    found = agreement([look.measured.measure for look in looks], geometry, method=settings.normalise)
+    found = agreement([look.measured.measure for look in looks], geometry, method=method)
     what = [word for word, done in (("gains", found.by_stars), ("levels", found.by_sky)) if done]
     if what:
         book.say(f"master tiles: {' and '.join(what)} are brought together")

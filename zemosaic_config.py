@@ -11,6 +11,7 @@ import difflib
 import json
 import math
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
@@ -131,7 +132,8 @@ OPTIONS: tuple[Option, ...] = (
     Option("grid_mode_enabled", "bool", False, _GRID,
            "Let `zemosaic run` use Grid mode also where the folder has no stack_plan.csv."),
     Option("grid_workers", "int", 0, _GRID,
-           "Worker processes that stack tiles; 0 or less = chosen from cores and memory."),
+           "Worker processes that stack tiles; 0 or less = chosen from cores and memory.",
+           aliases=("num_processing_workers",)),
     Option("grid_size_factor", "float", 1.0, _GRID,
            "Divides the side of a tile: a bigger value gives smaller tiles and the same mosaic.",
            minimum=0.1, maximum=100, advanced=True),
@@ -167,6 +169,9 @@ OPTIONS: tuple[Option, ...] = (
     Option("final_assembly_method", "choice", "reproject_coadd", _CLASSIC,
            "How master tiles become the mosaic: all that cover a part of it at once, or one after the other, "
            "added to sums on the disk; the mosaic is the same.", choices=("reproject_coadd", "incremental")),
+    Option("intertile_photometric_match", "bool", True, _CLASSIC,
+           "Bring master tiles together by their common stars and sky, where that proves to be worth it.",
+           aliases=("match_background_for_final",), advanced=True),
     Option("solve_missing_wcs", "bool", True, _SOLVING,
            "Let a plate solver find the place on the sky of frames that have no usable WCS."),
     Option("solver_method", "choice", "auto", _SOLVING,
@@ -208,6 +213,44 @@ OPTIONS: tuple[Option, ...] = (
 
 _BY_KEY = {option.key: option for option in OPTIONS}
 _OTHER_NAMES = {name: option.key for option in OPTIONS for name in option.older_names}
+
+
+# Options of the older program that are gone, and what became of what they were for.
+_GONE = tuple(
+    (re.compile(names), instead)
+    for names, instead in (
+        (
+            "(auto_)?(max_raw|limit_frames)_per_master_tile|winsor_.*|extreme_group_.*",
+            "groups need no limit, since grid_chunk_ram_mb bounds the memory whatever their size",
+        ),
+        ("allow_batch_duplication|min_safe_stack|target_stack", "no frame is counted twice to fill a group"),
+        ("batch_overlap_pct", "grid_overlap_px adds a margin to tile files"),
+        ("enable_tile_weighting|tile_weight_.*", "master tiles weigh what their frames weigh"),
+        (
+            "intertile_.*|use_auto_intertile|center_out_.*|p3_center_.*|anchor_quality_.*|(enable_)?poststack_anchor_.*"
+            "|two_pass_.*|inter_master_.*",
+            "stacking_normalize_method matches all frames of a run at once, intertile_photometric_match the tiles",
+        ),
+        (
+            "incremental_feather_parity|(apply_)?master_tile_crop.*|quality_(crop|gate)_.*|crop_follow_signal|altaz_.*",
+            "edges are softened by frame_feather_px, corners weigh less with apply_radial_weight",
+        ),
+        (
+            "coadd_.*|cleanup_temp_artifacts|cache_retention",
+            "final_assembly_method=incremental keeps its sums on the disk; temporary files are always removed",
+        ),
+        ("enable_resource_telemetry|resource_telemetry_.*", "report.json has times and memory of a run"),
+        ("parallel_.*|assembly_process_workers", "grid_workers and grid_chunk_ram_mb say what a run may take"),
+        ("gpu_id_phase5|gpu_selector", "every GPU that is found is used"),
+        (
+            "auto_detect_seestar|force_seestar_mode|sds_.*|global_(coadd|wcs)_.*",
+            "every run lays out one canvas first; canvas_orientation turns it",
+        ),
+        ("astap_default_sensitivity", "it never reached ASTAP"),
+        ("astrometry_api_key", "frames are solved on this machine; solver_method says how"),
+        ("preferred_gui_backend(_explicit)?|enable_early_filter", "there is one desktop program"),
+    )
+)
 
 
 class Setting(NamedTuple):
@@ -383,8 +426,13 @@ def _settle_gpu(layers: Mapping[str, Mapping[str, Value]]) -> tuple[dict[str, Se
 def _notes_on(raw: Mapping[str, object]) -> tuple[str, ...]:
     """Say which keys of the file do nothing: a sentence for each likely slip, and one for all the others."""
     unknown = [key for key in raw if key not in _BY_KEY and key not in _OTHER_NAMES and key != VERSION_KEY]
+    gone = {key: instead for key in unknown if (instead := _instead_of(key))}
+    unknown = [key for key in unknown if key not in gone]
     near = {key: _nearest(key, cutoff=0.85) for key in unknown}
     notes = [f"unknown key '{key}' in the file; did you mean '{hit}'?" for key, hit in near.items() if hit]
+    for instead in dict.fromkeys(gone.values()):
+        names = [key for key, what in gone.items() if what == instead]
+        notes.append(f"{', '.join(names)} {'is' if len(names) == 1 else 'are'} gone: {instead}")
     others = [key for key in unknown if not near[key]]
     if others:
         more = f" and {len(others) - 8} more" if len(others) > 8 else ""
@@ -392,6 +440,11 @@ def _notes_on(raw: Mapping[str, object]) -> tuple[str, ...]:
     if _version_of(raw) > CONFIG_VERSION:
         notes.append(f"the file is of a newer ZeMosaic ({VERSION_KEY} {raw[VERSION_KEY]}); parts may be ignored")
     return tuple(notes)
+
+
+def _instead_of(key: str) -> str:
+    """Return what became of an option that is gone; empty for any other key."""
+    return next((instead for names, instead in _GONE if names.fullmatch(key)), "")
 
 
 Migration = Callable[[dict[str, object]], None]

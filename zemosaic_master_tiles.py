@@ -11,7 +11,7 @@ tile's file, which is opened when the first of its cells is taken and completed 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -20,6 +20,7 @@ from typing import Self
 import numpy as np
 from astropy.io import fits
 
+from parallel_utils import TaskPool, check_cancelled
 from zemosaic_assembly import Assembly
 from zemosaic_events import PlannedTile, TileDone, TilesPlanned, TileStarted, tagged_logger
 from zemosaic_fits_io import frame_wcs
@@ -51,6 +52,7 @@ WEIGHT_HDU, COVERAGE_HDU = 1, 2
 
 _NAME = re.compile(r"master_tile_\d{3,}\.fits")
 _CELLS_A_WORKER = 4
+_CARRIED_AT_ONCE = 20
 _MIN_CELL_PX = 256
 _LONGEST_TEXT = 60  # of a card
 
@@ -86,7 +88,7 @@ class MasterTile:
 # ---- where tiles lie -------------------------------------------------------------------------------------
 
 
-def plan_tiles(plan: GroupPlan, settled: Settled, book: RunBook) -> list[MasterTile]:
+def plan_tiles(plan: GroupPlan, settled: Settled, pool: TaskPool, book: RunBook) -> list[MasterTile]:
     """Return the master tiles of the groups that have a frame in the mosaic.
 
     A frame that cannot be put onto its tile is left out.
@@ -95,33 +97,67 @@ def plan_tiles(plan: GroupPlan, settled: Settled, book: RunBook) -> list[MasterT
     ----------
     plan : GroupPlan
     settled : Settled
+    pool : TaskPool
+        Puts the frames onto their tiles.
     book : RunBook
+
+    Raises
+    ------
+    OutputError
+        If no frame is left.
     """
     frames = {frame.record.frame_id: frame for frame in settled.matched.frames}
-    tiles = []
+    tiles: dict[int, MasterTile] = {}
     for number, group in enumerate(plan.groups, start=1):
         members = [frames[name] for name in group.frame_ids if name in frames]
         if members:
-            tile = _placed_tile(number, group, members, settled.canvas, book)
-            tiles += [tile] if tile.frames else []
-    return tiles
+            tiles[number] = _tile_around(number, group, members, settled.canvas, book)
+    on_tiles: dict[int, list[StackFrame]] = {number: [] for number in tiles}
+    for outcome in pool.run(_carry, list(_carry_tasks(tiles.values())), retry=lambda task: task):
+        if outcome.error is not None:
+            raise OutputError(f"frames cannot be put onto their master tile: {outcome.error}") from outcome.error
+        number, results = outcome.value
+        for item in results:
+            if isinstance(item, LeftOut):
+                book.leave_out(item)
+            else:
+                on_tiles[number].append(item)
+    if not any(on_tiles.values()):
+        raise OutputError(f"no frame is left for a master tile: {book.first_reasons()}")
+    in_order = {n: sorted(frames, key=lambda frame: frame.record.frame_id) for n, frames in on_tiles.items()}
+    return [replace(tile, frames=in_order[n]) for n, tile in tiles.items() if in_order[n]]
 
 
-def _placed_tile(
+def _tile_around(
     number: int, group: Group, members: list[StackFrame], mosaic: Canvas, book: RunBook
 ) -> MasterTile:
     sky = [(frame.record.header.shape, frame_wcs(frame.record.header)) for frame in members]
     canvas = canvas_around(sky, group.centre_deg, mosaic.scale_deg, mosaic.angle_deg)
     on_mosaic = place(canvas.wcs(), canvas.shape, mosaic)
-    frames = []
-    for frame in members:
-        try:
-            frames.append(carried(frame, canvas, on_mosaic.area_ratio))
-        except FrameError as error:
-            book.leave_out(LeftOut(frame.record.path, f"{group.name}: {error}", frame.record.line))
     path = book.paths.master_tile(number)
     outline = on_mosaic.bounds.intersect(mosaic.rect)
-    return MasterTile(number, group, frames, canvas, outline, on_mosaic.area_ratio, path)
+    return MasterTile(number, group, members, canvas, outline, on_mosaic.area_ratio, path)
+
+
+_CarryTask = tuple[int, list[StackFrame], Canvas, float]
+
+
+def _carry_tasks(tiles: Iterable[MasterTile]) -> Iterator[_CarryTask]:
+    for tile in tiles:
+        for k in range(0, len(tile.frames), _CARRIED_AT_ONCE):
+            yield tile.number, tile.frames[k : k + _CARRIED_AT_ONCE], tile.canvas, tile.area_ratio
+
+
+def _carry(task: _CarryTask) -> tuple[int, list[StackFrame | LeftOut]]:
+    check_cancelled()
+    number, frames, canvas, area_ratio = task
+    results: list[StackFrame | LeftOut] = []
+    for frame in frames:
+        try:
+            results.append(carried(frame, canvas, area_ratio))
+        except FrameError as error:
+            results.append(LeftOut(frame.record.path, f"not on its master tile: {error}", frame.record.line))
+    return number, results
 
 
 def carried(frame: StackFrame, canvas: Canvas, area_ratio: float) -> StackFrame:
@@ -259,8 +295,12 @@ class TileWork:
         for tile in self.tiles:
             cells = cut_cells(tile.canvas.shape, self.cell_px)
             members = frames_of_cells([frame.placement for frame in tile.frames], cells)
-            work = self._opened(tile, cells, sum(map(bool, members)))
             self.book.emit(TileStarted(tile.number))
+            try:
+                work = self._opened(tile, cells, sum(map(bool, members)))
+            except OutputError as error:
+                self.book.fail_tile(tile.number, str(error))
+                continue
             for cell, indices in zip(cells, members, strict=True):
                 if indices:
                     chosen = tuple(tile.frames[k] for k in indices)
@@ -295,25 +335,34 @@ class TileWork:
     def _complete(self, tile: MasterTile) -> bool:
         """Finish the file of a tile whose cells are done; return whether there is one."""
         work, book = self._open.pop(tile.number), self.book
-        if work.failures:
-            n_failed = len(work.failures)
+        n_failed = len(work.failures)
+        if n_failed:
             part = f"{n_failed} of its {work.n_tasks} cells: " if n_failed < work.n_tasks else ""
             book.fail_tile(tile.number, f"{part}{work.failures[0]}")
-        if len(work.failures) == work.n_tasks:
+        if n_failed == work.n_tasks:
             work.stream.abort()
             return False
         paths = {frame.record.frame_id: frame.record.path for frame in tile.frames}
         for frame_id in sorted(work.tally):
             book.count_samples(paths[frame_id], *work.tally[frame_id].tolist())
-        work.assembly.fill_gaps(work.cells, between_cells=book.cancel.check)
-        header, table = tile_header(tile, self.settled, self.settings, book)
-        wcs = canvas_header(tile.canvas)
-        work.stream.complete(header, [table], headers={"WEIGHT": wcs, "COVERAGE": wcs})
-        work.stream.close()
+        try:
+            self._close(tile, work)
+        except OutputError as error:
+            for path in paths.values():
+                book.forget_samples(path)
+            book.fail_tile(tile.number, str(error))
+            return False
         logger.info("master tile %d of %d frame(s) is done", tile.number, len(tile.frames))
         if not work.failures:
             book.emit(TileDone(tile.number, len(tile.frames), work.pid))
         return True
+
+    def _close(self, tile: MasterTile, work: _Open) -> None:
+        work.assembly.fill_gaps(work.cells, between_cells=self.book.cancel.check)
+        header, table = tile_header(tile, self.settled, self.settings, self.book)
+        wcs = canvas_header(tile.canvas)
+        work.stream.complete(header, [table], headers={"WEIGHT": wcs, "COVERAGE": wcs})
+        work.stream.close()
 
 
 def tile_header(

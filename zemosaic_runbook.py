@@ -101,6 +101,11 @@ class RunBook:
         row.n_rejected_low += low
         row.n_rejected_high += high
 
+    def forget_samples(self, path: str) -> None:
+        """Take back what became of a frame's samples: nobody will see them."""
+        row = self.rows[path]
+        row.n_tiles = row.n_samples = row.n_rejected_low = row.n_rejected_high = 0
+
     def drop_unseen(self) -> None:
         """Leave out frames that gave no sample to any tile."""
         for row in list(self.rows.values()):
