@@ -122,7 +122,7 @@ class _ClassicRun:
         if not path.is_file():
             return records
         known = {record.frame_id for record in records}
-        planned = {frame_id(Path(row.path), self.input_folder) for row in self.book.rows.values()}
+        planned = {frame_id(self.input_folder / row.path, self.input_folder) for row in self.book.rows.values()}
         self.given = read_groups(path, records, left_out=planned - known)
         self.book.say(f"{path}: {len(self.given.groups)} group(s) are taken from there")
         for item in self.given.left_out(records):

@@ -28,6 +28,7 @@ WORTHWHILE = 0.9
 _BLOCK_CELLS = 4  # side of the fields that one half of the sky is made of
 _MIN_SIGHTINGS = 6
 _FLUX_ERROR = 0.01
+_MOST_SIGMAS = 5.0
 
 
 @dataclass(frozen=True)
@@ -94,12 +95,19 @@ def _is_worth_it(
     before: Agreement,
     scatter: Callable[[Agreement, list[FrameMeasure]], np.ndarray],
 ) -> bool:
-    """Return whether what is solved on one half of the sky brings the other half closer together."""
-    without = np.concatenate([scatter(before, half) for half in halves])
-    within = np.concatenate([scatter(solve(seen), half) for seen, half in zip(halves[::-1], halves, strict=True)])
-    if without.size < _MIN_SIGHTINGS:
-        return False
-    return bool(np.median(within) < WORTHWHILE * np.median(without))
+    """Return whether what is solved on either half of the sky brings the other half closer together."""
+    for seen, unseen in (halves, halves[::-1]):
+        without = scatter(before, unseen)
+        if without.size < _MIN_SIGHTINGS:
+            return False
+        if not _mean(scatter(solve(seen), unseen)) < WORTHWHILE * _mean(without):
+            return False
+    return True
+
+
+def _mean(squares: np.ndarray) -> float:
+    """Return the mean of squared deviations of which none counts as more than `_MOST_SIGMAS`."""
+    return float(np.minimum(squares, _MOST_SIGMAS**2).mean())
 
 
 def _solved(measures: list[FrameMeasure], geometry: Geometry, method: str) -> Agreement:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -251,12 +252,15 @@ class TileWork:
         self._tile = {tile.number: tile for tile in tiles}
         self._open: dict[int, _Open] = {}
         self._files = ExitStack()
+        self._disk = ThreadPoolExecutor(1)
+        self._closing: dict[int, Future] = {}
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
         """Remove the files that were not finished; nobody must write into them any more."""
+        self._disk.shutdown()
         self._files.close()
 
     def run(self, stackers: StackPool) -> list[MasterTile]:
@@ -276,10 +280,11 @@ class TileWork:
         n_done = 0
         for task, report in stack_cells(stackers, self._tasks(), book):
             if self._note(task, report):
-                tile = self._tile[task.number]
-                made += [tile] if self._complete(tile) else []
+                self._complete(self._tile[task.number])
+                made += self._closed(wait=False)
                 n_done += 1
                 progress(n_done, len(self.tiles))
+        made += self._closed(wait=True)
         remove_leftovers(book.paths.master_tiles)
         if not made:
             raise OutputError(f"no master tile could be made: {book.failed_tiles[0].reason}")
@@ -332,37 +337,50 @@ class TileWork:
         note_problems(task, report, self.book)
         return work.n_left == 0
 
-    def _complete(self, tile: MasterTile) -> bool:
-        """Finish the file of a tile whose cells are done; return whether there is one."""
-        work, book = self._open.pop(tile.number), self.book
+    def _complete(self, tile: MasterTile) -> None:
+        """Write what stands around the pixels of a tile whose cells are done, and let its file be closed."""
+        work, book = self._open[tile.number], self.book
         n_failed = len(work.failures)
         if n_failed:
             part = f"{n_failed} of its {work.n_tasks} cells: " if n_failed < work.n_tasks else ""
             book.fail_tile(tile.number, f"{part}{work.failures[0]}")
         if n_failed == work.n_tasks:
             work.stream.abort()
-            return False
+            return
         paths = {frame.record.frame_id: frame.record.path for frame in tile.frames}
         for frame_id in sorted(work.tally):
             book.count_samples(paths[frame_id], *work.tally[frame_id].tolist())
         try:
-            self._close(tile, work)
+            work.assembly.fill_gaps(work.cells, between_cells=book.cancel.check)
+            header, table = tile_header(tile, self.settled, self.settings, book)
+            wcs = canvas_header(tile.canvas)
+            work.stream.complete(header, [table], headers={"WEIGHT": wcs, "COVERAGE": wcs})
         except OutputError as error:
-            for path in paths.values():
-                book.forget_samples(path)
-            book.fail_tile(tile.number, str(error))
-            return False
-        logger.info("master tile %d of %d frame(s) is done", tile.number, len(tile.frames))
-        if not work.failures:
-            book.emit(TileDone(tile.number, len(tile.frames), work.pid))
-        return True
+            self._lose(tile, error)
+        else:  # the disk takes its time, in which workers want their next cell
+            self._closing[tile.number] = self._disk.submit(work.stream.close)
 
-    def _close(self, tile: MasterTile, work: _Open) -> None:
-        work.assembly.fill_gaps(work.cells, between_cells=self.book.cancel.check)
-        header, table = tile_header(tile, self.settled, self.settings, self.book)
-        wcs = canvas_header(tile.canvas)
-        work.stream.complete(header, [table], headers={"WEIGHT": wcs, "COVERAGE": wcs})
-        work.stream.close()
+    def _closed(self, *, wait: bool) -> list[MasterTile]:
+        """Return the tiles whose files have been closed since the last call, or all that are left."""
+        made = []
+        for number in [n for n, closing in self._closing.items() if wait or closing.done()]:
+            tile, work = self._tile[number], self._open[number]
+            try:
+                self._closing.pop(number).result()
+            except OutputError as error:
+                self._lose(tile, error)
+                continue
+            logger.info("master tile %d of %d frame(s) is done", number, len(tile.frames))
+            if not work.failures:
+                self.book.emit(TileDone(number, len(tile.frames), work.pid))
+            made.append(tile)
+        return made
+
+    def _lose(self, tile: MasterTile, error: OutputError) -> None:
+        """Note that a tile could not be written; nobody sees its frames' samples."""
+        for frame in tile.frames:
+            self.book.forget_samples(frame.record.path)
+        self.book.fail_tile(tile.number, str(error))
 
 
 def tile_header(

@@ -425,11 +425,9 @@ def nearest(planes: np.ndarray, section: Rect, shape: tuple[int, int], grid: Lat
     -------
     ndarray, shape (c, *rect.shape), dtype of `planes`
     """
-    out = np.zeros((planes.shape[0], *rect.shape), dtype=planes.dtype)
-    x, y = frame_positions(grid, rect)
-    inside = (x >= -0.5) & (x < shape[1] - 0.5) & (y >= -0.5) & (y < shape[0] - 0.5)
-    column, row = (kernels.nearest_pixel(axis[inside], n) for axis, n in ((x, shape[1]), (y, shape[0])))
-    out[:, inside] = planes[:, row - section.y0, column - section.x0]
+    out = np.empty((planes.shape[0], *rect.shape), dtype=planes.dtype)
+    where = (section.y0, section.x0), tuple(shape), grid.nodes, grid.origin, (rect.y0, rect.x0)
+    kernels.nearest(planes, *where, out)
     return out
 
 

@@ -160,6 +160,22 @@ def test_no_module_is_too_long_to_be_read(module):
     assert len((ROOT / f"{module}.py").read_text(encoding="utf-8").splitlines()) <= 700
 
 
+def lines_that_say_something(module):
+    """The lines of a module's code without comments, docstrings, imports and blanks, spelled in one way."""
+    tree = ast.parse(code_of(module))
+    tree.body = [node for node in tree.body if not isinstance(node, ast.Import | ast.ImportFrom)]
+    return [line.strip() for line in ast.unparse(tree).splitlines() if line.strip() not in ("", "None")]
+
+
+def test_the_pipelines_share_no_run_of_six_like_lines():
+    runs = []
+    for module in ("grid_mode", "classic_mode"):
+        lines = lines_that_say_something(module)
+        assert len(lines) > 30
+        runs.append({tuple(lines[k : k + 6]) for k in range(len(lines) - 5)})
+    assert runs[0] & runs[1] == set()
+
+
 def test_the_core_needs_neither_qt_nor_cupy():
     names = ", ".join(MODULES)
     code = f"import sys; sys.modules['cupy'] = None; import {names}; print('PySide6' in sys.modules)"
