@@ -106,7 +106,6 @@ class _ClassicRun:
                     stackers = open_stackers(pool, settings, book, self.access)
                     work = TileWork(tiles, settled, settings, book, n_workers=pool.n_workers)
                     made = files.enter_context(work).run(stackers)
-                    book.drop_unseen()
                 with book.phase("coadd"):
                     mosaic = files.enter_context(open_mosaic(settled, settings, book))
                     method = settings.normalise if settings.intertile_match else "none"

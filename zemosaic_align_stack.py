@@ -133,7 +133,7 @@ class _Stacking:
         self.problems: dict[str, str] = {}
         weighed = any(source.weighs_pixels for source in self.sources)
         self.weighs_pixels = weighed or options.radial is not None or options.feather_px > 0
-        self._buffer = np.empty(0, dtype=np.float32)
+        self._samples, self._weights = _Reused(), _Reused()
 
     def stack_on_host(self, slab: Rect) -> None:
         """Stack a slab on the host, in parts that fit the memory budget."""
@@ -169,8 +169,8 @@ class _Stacking:
             getattr(self.whole, name)[at] = plane
         self.whole.tally[active] += tally
 
-    def pixel_weights(self, source: FrameSource, part: Rect) -> np.ndarray:
-        """Return the weights of a frame's pixels in a part of the canvas."""
+    def pixel_weights(self, source: FrameSource, part: Rect) -> np.ndarray | None:
+        """Return the weights of a frame's pixels in a part of the canvas, None if all are 1."""
         return source.pixel_weights(part, self.options.radial, self.options.feather_px)
 
     def miss(self, source: FrameSource, reason: str) -> None:
@@ -178,9 +178,10 @@ class _Stacking:
         self.problems[source.frame.record.frame_id] = reason
 
     def _gather(self, sources: list[FrameSource], wide: Rect) -> tuple[np.ndarray, np.ndarray | None]:
-        """Return the samples (n, c, ny, nx) of frames in a rectangle, and their pixels' weights or None."""
-        data = self._reused((len(sources), self.n_channels, *wide.shape))
-        pixel_weight = np.zeros((len(sources), *wide.shape), np.float32) if self.weighs_pixels else None
+        """Return the samples (n, c, ny, nx) of frames in a rectangle and weights of pixels, None if all are 1."""
+        data = self._samples.of((len(sources), self.n_channels, *wide.shape))
+        weights = self._weights.of((len(sources), *wide.shape)) if self.weighs_pixels else None
+        weighed = False
         for row, source in enumerate(sources):
             part = source.part_of(wide)
             at = part.shifted(-wide.y0, -wide.x0).slices
@@ -188,15 +189,25 @@ class _Stacking:
                 data[row] = np.nan
             try:
                 source.fill(part, data[(row, slice(None), *at)])
-                if pixel_weight is not None:
-                    pixel_weight[(row, *at)] = self.pixel_weights(source, part)
+                of_part = None if weights is None else self.pixel_weights(source, part)
             except FrameError as error:
-                data[row] = np.nan
+                data[row], of_part = np.nan, None
                 self.miss(source, str(error))
-        return data, pixel_weight
+            if weights is not None and (of_part is None or part != wide):
+                weights[row] = 1.0
+            if of_part is not None:
+                weights[(row, *at)], weighed = of_part, True
+        return data, weights if weighed else None
 
-    def _reused(self, shape: tuple[int, ...]) -> np.ndarray:
-        """Return an array on the memory of the slab before: fresh memory costs more than filling it."""
+
+class _Reused:
+    """Arrays on the memory of the ones before: fresh memory costs more than filling it."""
+
+    def __init__(self) -> None:
+        self._buffer = np.empty(0, dtype=np.float32)
+
+    def of(self, shape: tuple[int, ...]) -> np.ndarray:
+        """Return an array of this shape, float32, with anything in it; the one before it is gone."""
         size = int(np.prod(shape))
         if self._buffer.size < size:
             self._buffer = np.empty(size, dtype=np.float32)

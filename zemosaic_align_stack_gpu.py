@@ -66,7 +66,7 @@ class Stacking(Protocol):
         """Stack a slab on the host."""
         ...
 
-    def pixel_weights(self, source: FrameSource, part: Rect) -> np.ndarray:
+    def pixel_weights(self, source: FrameSource, part: Rect) -> np.ndarray | None:
         """Return the weights of a frame's pixels in a part of the canvas, on the host."""
         ...
 
@@ -158,7 +158,12 @@ class DeviceStacker:
             *(rng.uniform(low, high, (9, 2)) for low, high in ((4, 6), (0, 1), (90, 100), (-0.4, 0.4)))
         )
         given = self.device.upload(samples), rng.uniform(0.5, 2.0, (9, 2)), noise, params
-        compiled, plain = stack(*given, halo=(1, 1, 1, 1), device=self.device), stack(*given, halo=(1, 1, 1, 1))
+        weights = self.device.upload(rng.uniform(0.1, 1.0, (9, 24, 40)).astype(np.float32))
+        return all(self._kernel_agrees(given, pixel_weight) for pixel_weight in (None, weights))
+
+    def _kernel_agrees(self, given: tuple, pixel_weight: Any) -> bool:
+        how = {"pixel_weight": pixel_weight, "halo": (1, 1, 1, 1)}
+        compiled, plain = stack(*given, **how, device=self.device), stack(*given, **how)
         counts = (np.array_equal(to_host(compiled.coverage), to_host(plain.coverage)),)
         counts += (np.array_equal(to_host(compiled.tally), to_host(plain.tally)),)
         image, expected = to_host(compiled.image), to_host(plain.image)
@@ -173,25 +178,27 @@ class DeviceStacker:
                 self.failures.append(_described(error))
 
     def _gather(self, work: Stacking, sources: list[FrameSource], wide: Rect) -> tuple[Any, Any]:
-        """Return the samples (n, c, ny, nx) of frames in a rectangle, and their pixels' weights or None."""
+        """Return the samples (n, c, ny, nx) of frames in a rectangle and weights of pixels, None if all are 1."""
         xp = self.device.xp
         data = xp.full((len(sources), work.n_channels, *wide.shape), xp.nan, dtype=np.float32)
-        weight = xp.zeros((len(sources), *wide.shape), dtype=np.float32) if work.weighs_pixels else None
+        weight = xp.ones((len(sources), *wide.shape), dtype=np.float32) if work.weighs_pixels else None
+        weighed = False
         for row, section, raw in _read_ahead(sources, wide):
             source = sources[row]
             part = source.part_of(wide)
             at = part.shifted(-wide.y0, -wide.x0).slices
             try:
                 pixels = raw.result()
-                if weight is not None:
-                    weight[(row, *at)] = self.device.upload(work.pixel_weights(source, part))
+                of_part = work.pixel_weights(source, part) if weight is not None else None
+                if of_part is not None:
+                    weight[(row, *at)], weighed = self.device.upload(of_part), True
             except FrameError as error:
                 work.miss(source, str(error))
                 continue
             data[(row, slice(None), *at)] = self._samples(source, section, pixels, part)
             rows, columns = (a if a is None else self.device.upload(a) for a in source.ramps(part))
             normalise(data[(row, slice(None), *at)], np.array(source.frame.solution.gain), rows, columns)
-        return data, weight
+        return data, weight if weighed else None
 
     def _samples(self, source: FrameSource, section: Rect, raw: np.ndarray, part: Rect) -> Any:
         """Return a frame's samples (c, h, w) of a part of the canvas, not normalised yet."""

@@ -38,7 +38,13 @@ from zemosaic_programs import (
     run_boxed,
     star_files,
 )
-from zemosaic_registration import find_stars, subtract_background
+from zemosaic_registration import (
+    StarList,
+    centroid_errors,
+    find_stars,
+    subtract_background,
+    windowed_centres,
+)
 from zemosaic_reproject import centre_icrs
 from zemosaic_types import FrameError, FrameHeader, FrameRecord, SolveError, SolverMissing
 
@@ -73,14 +79,19 @@ class SolveOptions:
     max_instances: int = 0
     retry_failed: bool = False
     resolve_all: bool = False
+    align_by_stars: bool = True
 
     @classmethod
     def from_config(cls, config: Config) -> SolveOptions | None:
-        """Return the options that a resolved configuration asks for, None if nothing shall be solved."""
-        if not config["solve_missing_wcs"] or config["solver_method"] == "none":
+        """Return the options that a resolved configuration asks for, None if no frame shall be given a place.
+
+        The method is ``"none"`` where frames are to be placed by their stars only.
+        """
+        method = config["solver_method"] if config["solve_missing_wcs"] else "none"
+        if method == "none" and not config["align_by_stars"]:
             return None
         return cls(
-            method=config["solver_method"],
+            method=method,
             astap_path=config["astap_path"],
             astap_data_dir=config["astap_data_dir"],
             astrometry_local_path=config["astrometry_local_path"],
@@ -89,7 +100,8 @@ class SolveOptions:
             downsample=config["solver_downsample"],
             max_instances=config["astap_max_instances"],
             retry_failed=config["solve_retry_failed"],
-            resolve_all=config["force_resolve_existing_wcs"],
+            resolve_all=config["force_resolve_existing_wcs"] and method != "none",
+            align_by_stars=config["align_by_stars"],
         )
 
     def concerns(self, records: list[FrameRecord]) -> bool:
@@ -204,17 +216,43 @@ def star_picture(record: FrameRecord) -> StarPicture:
     SolveError
         If it shows too few stars.
     """
+    residual, noise, binning, stars = _detected(record)
+    if stars.x.size < _FEWEST_STARS:
+        raise SolveError(f"only {stars.x.size} stars are found in it")
+    levels = np.rint(_PEDESTAL + _LEVELS_A_SIGMA / noise * residual)
+    return StarPicture(np.clip(levels, 0, 65535).astype(np.uint16), binning, stars.x, stars.y)
+
+
+@dataclass(frozen=True)
+class FrameStars:
+    """The stars of a frame, brightest first, in pixels of its picture; see `StarPicture`.
+
+    `shape` is that of the picture, `sigma` the standard error of a star's centre along an axis.
+    """
+
+    x: np.ndarray
+    y: np.ndarray
+    sigma: np.ndarray
+    shape: tuple[int, int]
+    binning: int
+
+
+def frame_stars(record: FrameRecord) -> FrameStars:
+    """Return the stars of a frame, few as they may be; raise `FrameError` as `star_picture`."""
+    residual, noise, binning, stars = _detected(record)
+    x, y = windowed_centres(residual, stars)
+    return FrameStars(x, y, centroid_errors(stars, noise), residual.shape, binning)
+
+
+def _detected(record: FrameRecord) -> tuple[np.ndarray, float, int, StarList]:
+    """Return the picture of a frame without its background, its noise and binning, and its stars."""
     plane, binning = luminance(record)
     _, noise = sky_and_noise(plane)
     if not noise > 0:
         raise FrameError("constant image: its pixels show no noise")
     with _detection:
         residual, mask = subtract_background(plane)
-        stars = find_stars(residual, mask, noise)
-    if stars.x.size < _FEWEST_STARS:
-        raise SolveError(f"only {stars.x.size} stars are found in it")
-    levels = np.rint(_PEDESTAL + _LEVELS_A_SIGMA / noise * residual)
-    return StarPicture(np.clip(levels, 0, 65535).astype(np.uint16), binning, stars.x, stars.y)
+        return residual, noise, binning, find_stars(residual, mask, noise)
 
 
 # ---- the solvers -----------------------------------------------------------------------------------------

@@ -311,7 +311,7 @@ def _add_all(pool: TaskPool, tasks: list[CellTask], frames: list[StackFrame], st
     progress = book.progress("add", unit="master tile")
     progress(0, len(frames))
     for done, frame in enumerate(frames, start=1):
-        here = [task for task in tasks if frame in task.frames]
+        here = [task for task in tasks if any(other is frame for other in task.frames)]
         adds = []
         for task in here:
             turns[task.number] += 1
@@ -339,7 +339,8 @@ def _add(task: _AddTask) -> int:
     at = (slice(None), *part.shifted(-cell.rect.y0, -cell.rect.x0).slices)
     samples = np.empty((cell.options.n_channels, *part.shape), dtype=np.float32)
     source.fill(part, samples)
-    share = np.array(task.frame.solution.weight)[:, None, None] * source.pixel_weights(part, None, 0.0)
+    of_pixels = source.pixel_weights(part, None, 0.0)
+    share = np.array(task.frame.solution.weight)[:, None, None] * (1.0 if of_pixels is None else of_pixels)
     seen = np.isfinite(samples) & (share > 0)
     total[at] += np.where(seen, share * np.where(seen, samples, 0.0), 0.0)
     weight[at] += np.where(seen, share, 0.0)

@@ -92,7 +92,7 @@ OPTIONS: tuple[Option, ...] = (
     Option("input_dir", "str", "", _FOLDERS, "Folder of the exposures.", aliases=("input_folder",)),
     Option("output_dir", "str", "", _FOLDERS, "Folder that receives the mosaic.", aliases=("output_folder",)),
     Option("save_final_as_uint16", "bool", False, _FOLDERS,
-           "Also write mosaic_grid_viewer.fits, a 16-bit copy of the mosaic for image viewers."),
+           "Also write mosaic_..._viewer.fits, a 16-bit copy of the mosaic for image viewers."),
     Option("legacy_rgb_cube", "bool", False, _FOLDERS, "Write the viewer file as a bare 3-plane cube.",
            advanced=True),
     Option("stacking_normalize_method", "choice", "global", _STACKING,
@@ -174,6 +174,9 @@ OPTIONS: tuple[Option, ...] = (
            aliases=("match_background_for_final",), advanced=True),
     Option("solve_missing_wcs", "bool", True, _SOLVING,
            "Let a plate solver find the place on the sky of frames that have no usable WCS."),
+    Option("align_by_stars", "bool", True, _SOLVING,
+           "Give frames that have no WCS and are not solved the place that the stars which they share with other "
+           "frames tell."),
     Option("solver_method", "choice", "auto", _SOLVING,
            "The plate solver; auto = ASTAP where it and a star database are there, else astrometry.net.",
            choices=("auto", "astap", "astrometry_net", "none")),

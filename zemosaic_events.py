@@ -106,7 +106,10 @@ class PlannedTile:
 
 @dataclass(frozen=True, slots=True)
 class TilesPlanned:
-    """The canvas, ``(ny, nx)``, is cut into tiles; those that no frame touches are not among them."""
+    """The canvas, ``(ny, nx)``, is cut into tiles; those that no frame touches are not among them.
+
+    Classic says so twice: of its master tiles, which overlap, and of the cells that it coadds; numbers go on.
+    """
 
     shape: tuple[int, int]
     tiles: tuple[PlannedTile, ...]

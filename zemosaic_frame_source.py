@@ -23,6 +23,7 @@ from zemosaic_reproject import (
     Placement,
     feather,
     frame_positions,
+    is_inside,
     lattice,
     resample,
     section_for,
@@ -144,25 +145,25 @@ class FrameSource:
         clean = replace_isolated(whole, self.colours, sky, noise, ISOLATED_SIGMA)
         return clean[None] if self.colours is MONO else demosaic(clean, self.colours)
 
-    def pixel_weights(self, part: Rect, radial: RadialWeight | None, feather_px: float) -> np.ndarray:
+    def pixel_weights(self, part: Rect, radial: RadialWeight | None, feather_px: float) -> np.ndarray | None:
         """Return the weight of each pixel of `part`, float32: its own, resampled, `radial`, and a feather.
+
+        None if all are 1.
 
         Raises
         ------
         FrameError
             If the frame cannot be read.
         """
-        section = self.section_of(part)
-        if section.empty:
-            return np.zeros(part.shape, dtype=np.float32)
-        weight = np.ones(part.shape, dtype=np.float32)
-        own = self._own_weights(section)
-        if own is not None:
-            plane = resample(own[None], section, self.header.shape, self.grid, part, kernel="bilinear")[0]
-            weight = np.nan_to_num(plane)
+        feathered = feather_px > 0 and not is_inside(self.grid, part, self.header.shape, feather_px)
+        weight = self._own_weights(part)
+        if weight is None:
+            if radial is None and not feathered:
+                return None
+            weight = np.ones(part.shape, dtype=np.float32)
         if radial is not None:
             weight *= self._radial(part, radial)
-        if feather_px > 0:
+        if feathered:
             feather(self.grid, part, self.header.shape, feather_px, weight)
         return weight
 
@@ -171,8 +172,18 @@ class FrameSource:
         """Whether the frame brings weights of its own pixels."""
         return self.header.alpha_hdu is not None or self.header.weight_hdu is not None
 
-    def _own_weights(self, section: Rect) -> np.ndarray | None:
-        """Return the weights that the file gives a section's pixels, (h, w) float32, colours averaged; or None."""
+    def _own_weights(self, part: Rect) -> np.ndarray | None:
+        """Return the weights that the file gives the pixels of `part`, colours averaged; None if it gives none."""
+        if not self.weighs_pixels:
+            return None
+        section = self.section_of(part)
+        own = None if section.empty else self._stored_weights(section)
+        if own is None:
+            return np.zeros(part.shape, dtype=np.float32)
+        plane = resample(own[None], section, self.header.shape, self.grid, part, kernel="bilinear")[0]
+        return np.nan_to_num(plane)
+
+    def _stored_weights(self, section: Rect) -> np.ndarray | None:
         if self.header.weight_hdu is None:
             return read_alpha(self._path, self.header, section)
         return read_planes(self._path, self.header, self.header.weight_hdu, section).mean(axis=0)

@@ -25,7 +25,7 @@ EXCLUDED = "left out by the user"
 
 #: A camera of fewer frames has no usual frame of its own.
 _FEW = 3
-_TEXTS = frozenset({"path", "reason", "frame_id", "date_obs", "filter", "camera", "outline"})
+_TEXTS = frozenset({"path", "reason", "frame_id", "date_obs", "filter", "camera", "outline", "placed_by"})
 _WHOLE = frozenset({"line", "n_stars", "group", "gain_group", "n_tiles", "n_samples", "n_rejected_low"})
 _COUNTS = frozenset({"n_tiles", "n_samples", "n_rejected_low", "n_rejected_high"})
 _MAX_REASONS = 3

@@ -27,6 +27,8 @@ MAX_SCALE_RATIO = 10.0
 #: A distortion of this share of the frame's diagonal at its corners is nonsense.
 MAX_BEND = 0.1
 
+# An exposure of more than a day is a mistake of the header.
+_LONGEST_S = 86400.0
 # Weights are best for means of so many pixels a side: the scale at which an uneven sky begins to show.
 _PATCH_PX = 8
 
@@ -161,9 +163,11 @@ def _cameras(measured: list[MeasuredFrame]) -> list[np.ndarray]:
 
 def _dimming(measured: list[MeasuredFrame], match: Match, geometry: Geometry) -> np.ndarray:
     """Return how many times fainter stars are in a second of each frame than is usual for its camera, (n, c)."""
-    seconds = np.array([m.record.exptime_s if m.record.exptime_s > 0 else 1.0 for m in measured])
-    gain = match.gain * (seconds / geometry.area_ratio)[:, None]
+    gain, seconds = match.gain / geometry.area_ratio[:, None], np.array([m.record.exptime_s for m in measured])
     for members in _cameras(measured):
+        known = (seconds[members] > 0) & (seconds[members] < _LONGEST_S)
+        usual = np.median(seconds[members][known]) if known.any() else 1.0
+        gain[members] *= np.where(known, seconds[members], usual)[:, None]
         gain[members] /= np.median(gain[members], axis=0)
     return gain
 

@@ -146,7 +146,8 @@ class LedgerRow:
 
     `sky`, `noise` and `fwhm_px` are of the frame's own pixels; `gradient_x`, `gradient_y` (a canvas pixel) and
     `match_residual` are in units of the mosaic. `outline` holds the corners, ``x y`` four times, in mosaic pixels
-    (0-based), `area_ratio` the sky area of a mosaic pixel over that of a frame pixel.
+    (0-based), `area_ratio` the sky area of a mosaic pixel over that of a frame pixel. `placed_by` is as in
+    `FrameRecord`.
     """
 
     path: str
@@ -179,6 +180,7 @@ class LedgerRow:
     n_samples: int = 0
     n_rejected_low: int = 0
     n_rejected_high: int = 0
+    placed_by: str = ""
 
     @property
     def rejected_fraction(self) -> float | None:
@@ -220,7 +222,7 @@ def _cell(value: object) -> str:
 
 @dataclass(frozen=True)
 class RunSummary:
-    """What headers and the report say about a run."""
+    """What headers and the report say about a run; `caveats` are sentences that belong to every product."""
 
     canvas: Canvas
     n_channels: int
@@ -228,6 +230,7 @@ class RunSummary:
     rows: list[LedgerRow]
     saturation: float
     flats: tuple[dict, ...] = ()
+    caveats: tuple[str, ...] = ()
 
     @property
     def used(self) -> list[LedgerRow]:
@@ -287,6 +290,8 @@ def product_header(summary: RunSummary, *, unit: str, what: str) -> fits.Header:
     for stage, detail in (("normalise", ""), ("weight", ""), ("reject", f", {kappas}"), ("combine", "")):
         header.add_history(f"{SOFTWARE} {stage}: {settings[stage]}{detail}")
     header.add_history(f"{SOFTWARE} resample: {settings['kernel']}, canvas {settings['orientation']}")
+    for sentence in summary.caveats:
+        header.add_comment(sentence.encode("ascii", "replace").decode())
     return header
 
 
@@ -537,6 +542,7 @@ def write_report(
         "frames": {"planned": result.n_planned, "used": result.n_used},
         "flats": [_finite(flat) for flat in summary.flats],
         "tiles": {"total": n_tiles, "failed": [asdict(failure) for failure in result.failed_tiles]},
+        "caveats": list(summary.caveats),
         "left_out": [asdict(item) for item in result.left_out],
         **more,
     }

@@ -24,6 +24,7 @@ from zemosaic_refine import Refined, refine_frames
 from zemosaic_reproject import Canvas
 from zemosaic_runbook import RunBook
 from zemosaic_solving import CACHE_NAME, Verdict, WcsCache, solve_frames
+from zemosaic_star_placing import place_unsolved
 from zemosaic_types import FrameRecord, LeftOut, PlanError, PlanRow, SolverMissing
 
 logger = tagged_logger("ZeMosaicWorker.passes")
@@ -122,7 +123,8 @@ def solve_all(records: list[FrameRecord], options: SolveOptions, book: RunBook) 
     With `SolveOptions.resolve_all` frames that have a WCS are solved too; where that fails they keep it.
 
     Solutions are kept in the folder `CACHE_NAME` beside the products. Without a plate solver the user is told what
-    to install, once, and only what is remembered there helps.
+    to install, once, and only what is remembered there helps. Frames that are not solved get the place that the
+    stars which they share with others tell (`SolveOptions.align_by_stars`).
 
     Parameters
     ----------
@@ -149,17 +151,20 @@ def solve_all(records: list[FrameRecord], options: SolveOptions, book: RunBook) 
         logger.info("%d frame(s) go to %s", len(wanted), solver.name)
     except SolverMissing as missing:
         solver, why = None, f" ({missing})" if str(missing) else ""
-        book.say(
-            f"{len(wanted)} frame(s) are to be solved and no plate solver is there{why}. {HOW_TO_INSTALL}",
-            "WARNING",
-        )
+        if options.method != "none":
+            book.say(
+                f"{len(wanted)} frame(s) are to be solved and no plate solver is there{why}. {HOW_TO_INSTALL}",
+                "WARNING",
+            )
     cache = WcsCache(book.paths.folder / CACHE_NAME)
     how = {"placed": placed, "on_progress": book.progress("solve"), "cancel": book.cancel}
     verdicts = solve_frames(wanted, solver, options, cache, **how)
     solved = [verdict for verdict in verdicts if not verdict.reason]
     n_remembered = sum(verdict.remembered for verdict in solved)
     logger.info("solved %d of %d frame(s), %d remembered", len(solved), len(wanted), n_remembered)
-    placed += [verdict.record for verdict in solved] + _keep_or_leave_out(verdicts, book)
+    if options.align_by_stars:
+        verdicts = place_unsolved(verdicts, placed, options, book)
+    placed += [verdict.record for verdict in verdicts if not verdict.reason] + _keep_or_leave_out(verdicts, book)
     if not placed:
         raise PlanError(f"no frame has a place on the sky: {book.first_reasons()}")
     return sorted(placed, key=lambda record: record.frame_id)

@@ -233,8 +233,12 @@ def footprint(wcs: WCS, shape: tuple[int, int], canvas: Canvas) -> tuple[tuple[f
 
 def frame_to_canvas(wcs: WCS, x: np.ndarray, y: np.ndarray, canvas: Canvas) -> tuple[np.ndarray, np.ndarray]:
     """Return the canvas positions of frame positions, exact; NaN off the canvas's half of the sky."""
-    lon, lat = _to_icrs(wcs, *wcs.all_pix2world(x, y, 0))
-    return _world_to_pixel(canvas.wcs(), lon, lat)
+    return _world_to_pixel(canvas.wcs(), *frame_to_icrs(wcs, x, y))
+
+
+def frame_to_icrs(wcs: WCS, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return right ascension and declination of frame positions in ICRS, degrees, exact; NaN off the sky."""
+    return _to_icrs(wcs, *wcs.all_pix2world(x, y, 0))
 
 
 def canvas_to_frame(wcs: WCS, x: np.ndarray, y: np.ndarray, canvas: Canvas) -> tuple[np.ndarray, np.ndarray]:
@@ -357,9 +361,7 @@ def section_for(grid: Lattice, rect: Rect, shape: tuple[int, int], reach: int) -
     reach : int
         Frame pixels around a position that are looked at.
     """
-    j0, j1 = (rect.y0 - grid.row) // grid.step, -(-(rect.y1 - grid.row) // grid.step) + 1
-    i0, i1 = (rect.x0 - grid.column) // grid.step, -(-(rect.x1 - grid.column) // grid.step) + 1
-    part = grid.nodes[:, j0:j1, i0:i1]
+    part = _nodes_around(grid, rect)
     valid = np.isfinite(part).all(axis=0)
     if not valid.any():
         return Rect(0, 0, 0, 0)
@@ -368,6 +370,13 @@ def section_for(grid: Lattice, rect: Rect, shape: tuple[int, int], reach: int) -
     low = np.floor(np.clip([y_low, x_low], -limit, limit)).astype(int) - reach
     high = np.floor(np.clip([y_high, x_high], -limit, limit)).astype(int) + reach + 2
     return Rect(int(low[0]), int(high[0]), int(low[1]), int(high[1])).intersect(Rect(0, shape[0], 0, shape[1]))
+
+
+def _nodes_around(grid: Lattice, rect: Rect) -> np.ndarray:
+    """Return the nodes (2, j, i) between which the positions of a rectangle of the canvas lie."""
+    j0, j1 = (rect.y0 - grid.row) // grid.step, -(-(rect.y1 - grid.row) // grid.step) + 1
+    i0, i1 = (rect.x0 - grid.column) // grid.step, -(-(rect.x1 - grid.column) // grid.step) + 1
+    return grid.nodes[:, j0:j1, i0:i1]
 
 
 @lru_cache(maxsize=1)
@@ -441,6 +450,16 @@ def frame_positions(grid: Lattice, rect: Rect) -> tuple[np.ndarray, np.ndarray]:
     x, y = np.empty(rect.shape), np.empty(rect.shape)
     kernels.positions(grid.nodes, grid.origin, (rect.y0, rect.x0), x, y)
     return x, y
+
+
+def is_inside(grid: Lattice, rect: Rect, frame_shape: tuple[int, int], margin: float) -> bool:
+    """Return whether a rectangle of the canvas surely lies in a frame, all of it `margin` pixels from its edge."""
+    nodes = _nodes_around(grid, rect)
+    if not nodes.size or not np.isfinite(nodes).all():
+        return False
+    (x_low, y_low), (x_high, y_high) = nodes.min(axis=(1, 2)), nodes.max(axis=(1, 2))
+    ny, nx = frame_shape
+    return bool(min(x_low, y_low, nx - 1 - x_high, ny - 1 - y_high) + 0.5 >= margin)
 
 
 def feather(grid: Lattice, rect: Rect, frame_shape: tuple[int, int], width: float, weight: np.ndarray) -> None:

@@ -50,6 +50,8 @@ class RunBook:
         Wall time of each finished phase.
     flats : list of InstrumentFlat
         What became of the flat of each instrument.
+    caveats : list of str
+        Sentences that whoever uses the products must know; they are written into their headers.
     peak_memory_bytes : dict
         Of the ``"main"`` process and of the largest ``"worker"``.
     """
@@ -62,6 +64,7 @@ class RunBook:
         self.left_out: list[LeftOut] = []
         self.failed_tiles: list[TileFailure] = []
         self.flats: list[InstrumentFlat] = []
+        self.caveats: list[str] = []
         self.seconds: dict[str, float] = {}
         self.peak_memory_bytes = {"main": 0, "worker": 0}
 
@@ -75,6 +78,7 @@ class RunBook:
         row.frame_id, row.exptime_s = record.frame_id, record.exptime_s
         header = record.header
         row.date_obs, row.filter, row.camera = header.date_obs, header.filter, header.camera_name
+        row.placed_by = record.placed_by
 
     def leave_out(self, item: LeftOut, *, used: bool = False) -> None:
         """Note a frame that is not in the mosaic, or (`used`) not everywhere in it, and why."""
@@ -165,7 +169,7 @@ class RunBook:
         """Return what headers and the report say about the run."""
         rows = sorted(self.rows.values(), key=lambda row: row.frame_id or row.path)
         flats = tuple(asdict(flat) for flat in self.flats)
-        return RunSummary(canvas, n_channels, settings, rows, saturation, flats)
+        return RunSummary(canvas, n_channels, settings, rows, saturation, flats, tuple(self.caveats))
 
     def result(self) -> RunResult:
         """Return what the run leaves behind."""

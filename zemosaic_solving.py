@@ -34,6 +34,7 @@ from zemosaic_types import FrameError, FrameRecord, OutputError, SolveError
 logger = tagged_logger("ZeMosaicWorker.solving")
 
 CACHE_NAME = "wcs_cache"
+NOT_ASKED = "plate solving is turned off"
 
 _FORMAT = 1
 _CARD = 80
@@ -179,7 +180,7 @@ def solve_frames(
     tell = on_progress or _tell_nobody
     tell(0, len(records))
     verdicts: dict[str, Verdict] = {}
-    pool = ThreadPoolExecutor(_count_instances(options, len(records)), thread_name_prefix="solve")
+    pool = ThreadPoolExecutor(count_instances(options, len(records)), thread_name_prefix="solve")
     try:
         tasks = [pool.submit(_solve_one, record, solver, options, cache, CancelToken(flag)) for record in records]
         for done, task in enumerate(as_completed(tasks), start=1):
@@ -198,7 +199,8 @@ def _tell_nobody(_done: int, _total: int) -> None:
     """Take the place of a progress that nobody wants."""
 
 
-def _count_instances(options: SolveOptions, n_frames: int) -> int:
+def count_instances(options: SolveOptions, n_frames: int) -> int:
+    """Return in how many threads frames are worked on at once."""
     cores, free = machine()
     return plan_workers(
         options.max_instances, cores=cores, free_bytes=free, worker_bytes=WORKER_BASE_BYTES, n_tasks=n_frames
@@ -218,7 +220,7 @@ def _solve_one(
         if text:
             return Verdict(_placed(record, text, cache.path(digest)), remembered=True), None
         if solver is None:
-            return Verdict(record, "no plate solver is there"), None
+            return Verdict(record, NOT_ASKED if options.method == "none" else "no plate solver is there"), None
         if known is not None and known.failure and known.solver == solver.identity and not options.retry_failed:
             return Verdict(record, f"{known.failure} (as in an earlier run)", remembered=True), None
         text = solve_frame(record, solver, hint, cancel)

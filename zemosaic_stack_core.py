@@ -43,7 +43,7 @@ from typing import Any
 import numpy as np
 
 import zemosaic_stack_kernels as kernels
-from zemosaic_backend import Device, namespace_of
+from zemosaic_backend import Device, namespace_of, to_host
 from zemosaic_stack_arrays import combine_arrays, model_bounds, sample_bounds
 from zemosaic_stack_cuda import can_stack, stack_on_cuda
 from zemosaic_types import StackParams
@@ -196,8 +196,8 @@ def stack(
     threads : int
         Threads of the compiled loops; they leave no trace in the result.
     device : Device, optional
-        The GPU that `data` is on, to be stacked by its kernels; without it, with weights of pixels, for a median
-        and for very many frames array operations do it.
+        The GPU that `data` is on, to be stacked by its kernels; without it, for a median and for very many frames
+        array operations do it.
 
     Returns
     -------
@@ -212,11 +212,12 @@ def stack(
     """
     _check(data, weight, noise, params)
     if not isinstance(data, np.ndarray):
-        plain = pixel_weight is None and params.combine == "mean"
-        if device is not None and plain and can_stack(data.shape, halo):
-            return StackResult(*stack_on_cuda(device, data, *_given(data, weight, noise, params), halo))
+        if device is not None and params.combine == "mean" and can_stack(data.shape, halo):
+            data, pixel_weight = _with_weight(data, pixel_weight)
+            given = _given(data, weight, noise, params)
+            return StackResult(*stack_on_cuda(device, data, *given, halo, pixel_weight))
         return stack_arrays(data, weight, noise, params, pixel_weight=pixel_weight, halo=halo)
-    data = _with_weight(np, data, pixel_weight)
+    data, pixel_weight = _with_weight(data, pixel_weight)
     return _stack_compiled(data, weight, noise, params, pixel_weight, halo, threads)
 
 
@@ -231,7 +232,7 @@ def stack_arrays(
 ) -> StackResult:
     """Like `stack`, in array operations of the namespace of `data`: the definition of what is computed."""
     _check(data, weight, noise, params)
-    data = _with_weight(namespace_of(data), data, pixel_weight)
+    data, pixel_weight = _with_weight(data, pixel_weight)
     ny, nx = data.shape[2:]
     inside = (slice(halo[0], ny - halo[1]), slice(halo[2], nx - halo[3]))
     bounds = rejection_bounds(data, noise, params)
@@ -270,9 +271,13 @@ def _check(data: Any, weight: np.ndarray, noise: NoiseModel, params: StackParams
         raise ValueError(f"unknown spread {params.spread!r}; known: {', '.join(_SPREADS)}")
 
 
-def _with_weight(xp: Any, data: Any, pixel_weight: Any) -> Any:
-    """Return the samples without those whose pixel has no weight."""
-    return data if pixel_weight is None else xp.where(pixel_weight[:, None] > 0, data, np.float32(np.nan))
+def _with_weight(data: Any, pixel_weight: Any) -> tuple[Any, Any]:
+    """Return the samples without those whose pixel has no weight, and weights of 0 or more."""
+    xp = namespace_of(data)
+    if pixel_weight is None or pixel_weight.size == 0 or bool(to_host(xp.min(pixel_weight)) > 0):
+        return data, pixel_weight
+    heavy = pixel_weight > 0
+    return xp.where(heavy[:, None], data, np.float32(np.nan)), xp.where(heavy, pixel_weight, np.float32(0.0))
 
 
 def _method(params: StackParams, n_frames: int) -> int:

@@ -4,7 +4,7 @@ Two kernels. ``bounds`` sorts the samples of every pixel and notes what its boun
 the bounds and makes a second pass over the samples, in frame order, one thread a pixel. The arithmetic is that of
 the compiled loops, operation by operation, rounded alike, so rejections are the same and values agree to the last
 bit (the tests compile this very source for the host and compare). Only the array operations of
-`zemosaic_stack_arrays` know weights of pixels and the median.
+`zemosaic_stack_arrays` know the median.
 
 How a pixel is sorted: ``N_LANES`` neighbouring threads of a warp share it, each holds ``N_EACH`` samples in
 registers. A network of minima and maxima sorts them there, then the lanes merge theirs through shuffles. No thread
@@ -55,6 +55,7 @@ def stack_on_cuda(
     to_sigma: np.ndarray,
     shares: tuple[np.float32, ...],
     halo: tuple[int, int, int, int],
+    pixel_weight: Any = None,
 ) -> tuple[Any, ...]:
     """Reject and combine the samples of a rectangle to their weighted mean.
 
@@ -70,6 +71,8 @@ def stack_on_cuda(
         As in `zemosaic_stack_kernels.stack_rows`, on the host.
     halo : tuple of int
         Rows below, rows above, columns before and columns after the wanted pixels.
+    pixel_weight : GPU array, shape (n, ny, nx), float32, optional
+        Further weight a pixel; 0 or more, and a sample of weight 0 is NaN.
 
     Returns
     -------
@@ -83,11 +86,13 @@ def stack_on_cuda(
     """
     data = device.xp.ascontiguousarray(data)
     each, lanes = _division(data.shape[0])
-    source, depth = _source(each, lanes, method), each * lanes
+    source, depth = _source(each, lanes, method, weighed=pixel_weight is not None), each * lanes
     planes = device.xp.empty((_PLANES.get(method, 2), *data.shape[1:]), dtype=np.float32)
     if method != NONE:
         _fill_bounds(device, source, data, _padded(noise.transpose(2, 1, 0), depth), to_sigma, clip, planes)
-    of_frames = _padded(weight.T, depth), _padded(noise[3].T.astype(np.float32), depth)
+    of_frames = (*map(device.upload, (_padded(weight.T, depth), _padded(noise[3].T.astype(np.float32), depth))),)
+    if pixel_weight is not None:
+        of_frames += (device.xp.ascontiguousarray(pixel_weight),)
     model = (*map(np.float32, shares), *map(np.float32, clip[0]))
     return _combine(device, source, data, planes, of_frames, model, halo)
 
@@ -110,13 +115,13 @@ def _fill_bounds(
 def _combine(
     device: Device, source: str, data: Any, planes: Any, of_frames: tuple, model: tuple, halo: tuple[int, ...]
 ) -> tuple[Any, ...]:
-    """Return the combined samples; `of_frames` are weight and blur (c, depth)."""
+    """Return the combined samples; `of_frames` are weight and blur (c, depth), and the weights of pixels."""
     xp, (n, channels, ny, nx) = device.xp, data.shape
     my, mx = ny - halo[0] - halo[1], nx - halo[2] - halo[3]
     image, weight_out = (xp.empty((channels, my, mx), dtype=np.float32) for _ in range(2))
     counts, tally = xp.empty((3, channels, my, mx), dtype=np.int32), xp.zeros((n, 3), dtype=np.int64)
     arguments = (
-        *(data, *map(np.int32, (n, channels, ny, nx)), planes, *map(device.upload, of_frames)),
+        *(data, *map(np.int32, (n, channels, ny, nx)), planes, *of_frames),
         *(*model, *map(np.int32, (halo[0], halo[2], my, mx))),
         *(image, weight_out, counts, tally),
     )
@@ -140,10 +145,11 @@ def _padded(table: np.ndarray, depth: int) -> np.ndarray:
 
 
 @cache
-def _source(each: int, lanes: int, method: int) -> str:
-    """Return the source for a division of the samples and a method, both kernels of it."""
+def _source(each: int, lanes: int, method: int, *, weighed: bool = False) -> str:
+    """Return the source for a division of the samples, a method and with or without weights of pixels."""
     values = {"NONE": NONE, "KAPPA": KAPPA, "WINSORIZED": WINSORIZED, "LINEAR_FIT": LINEAR_FIT}
     values |= {"MODELLED": MODELLED, "METHOD": method, "N_EACH": each, "N_LANES": lanes, "BLOCK": _BLOCK}
+    values |= {"WEIGHED": int(weighed)}
     return "".join(f"#define {name} {value}\n" for name, value in values.items()) + _SOURCE
 
 
@@ -588,11 +594,16 @@ INLINE void load(const float* __restrict__ of_pixel, int f, int n, long long nex
 }
 
 // Combine the samples within bounds of channel blockIdx.y to their weighted mean, in frame order.
-// `planes` is what `bounds` filled; `weight` and `blur` (c, n); the results (c, my, mx), `counts` (3, c, my, mx)
-// and `tally` (n, 3) are of the pixels from row y0, column x0 on. A block takes pixels in turn.
+// `planes` is what `bounds` filled; `weight` and `blur` (c, n), `pixel_weight` (n, ny, nx); the results
+// (c, my, mx), `counts` (3, c, my, mx) and `tally` (n, 3) are of the pixels from row y0, column x0 on. A block
+// takes pixels in turn.
 extern "C" __global__ void __launch_bounds__(BLOCK) combine(
     const float* __restrict__ data, int n, int channels, int ny, int nx, const float* __restrict__ planes,
-    const double* __restrict__ weight, const float* __restrict__ blur, float steep_share, float few_steps,
+    const double* __restrict__ weight, const float* __restrict__ blur,
+#if WEIGHED
+    const float* __restrict__ pixel_weight,
+#endif
+    float steep_share, float few_steps,
     float few_curves, float blur_share, float kappa_low, float kappa_high, int y0, int x0, int my, int mx,
     float* __restrict__ image, float* __restrict__ weight_out, int* __restrict__ counts, unsigned long long* tally)
 {
@@ -614,6 +625,9 @@ extern "C" __global__ void __launch_bounds__(BLOCK) combine(
         double total = 0.0, weights = 0.0;
         int kept = 0, n_low = 0, n_high = 0;
         const float* of_frame = data + at;
+#if WEIGHED
+        const float* of_weight = pixel_weight + (long long)y * nx + x;
+#endif
         float coming[AHEAD];
         load(of_frame, 0, n, next, coming);
         for (int f = 0; f < n; f += AHEAD) {
@@ -624,7 +638,11 @@ extern "C" __global__ void __launch_bounds__(BLOCK) combine(
             unsigned good_lanes = 0;  // of frame f + lane
 #pragma unroll
             for (int k = 0; k < AHEAD; ++k) {
+#if WEIGHED
+                const double w = weight[f + k] * (double)(f + k < n ? of_weight[(f + k) * plane] : 0.0f);
+#else
                 const double w = weight[f + k];
+#endif
 #if METHOD == MODELLED
                 const float held = value[k] - blur[f + k] * range.curve;
 #else

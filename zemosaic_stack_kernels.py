@@ -383,7 +383,7 @@ def _count_outside(values, low, high, n_low, n_high):
 
 
 @compiled
-def _mean_strip(data, at, weight, blur, bounds, scratch, image, weight_out, counts, tally):
+def _mean_strip(data, at, weight, blur, pixel_weight, bounds, scratch, image, weight_out, counts, tally):
     """Fill the weighted mean of a strip's samples within bounds; count what became of each sample."""
     c, y, x0, x1 = at
     low, high, curve = bounds
@@ -405,10 +405,17 @@ def _mean_strip(data, at, weight, blur, bounds, scratch, image, weight_out, coun
             good = low[p] <= matched[p] <= high[p]
             value[p] = values[p] if good else _ZERO
             kept[p] = np.int32(good)
-        for p in range(x1 - x0):
-            total[p] += w * value[p]
-        for p in range(x1 - x0):
-            weights[p] += w if kept[p] else 0.0
+        if pixel_weight.shape[0]:
+            of_pixel = pixel_weight[f, y, x0:x1]
+            for p in range(x1 - x0):
+                total[p] += (w * of_pixel[p]) * value[p]
+            for p in range(x1 - x0):
+                weights[p] += w * of_pixel[p] if kept[p] else 0.0
+        else:
+            for p in range(x1 - x0):
+                total[p] += w * value[p]
+            for p in range(x1 - x0):
+                weights[p] += w if kept[p] else 0.0
         for p in range(x1 - x0):
             n_kept[p] = np.int32(n_kept[p] + kept[p])
         good = _count(kept)
@@ -424,8 +431,11 @@ def _mean_strip(data, at, weight, blur, bounds, scratch, image, weight_out, coun
 
 
 @compiled
-def _mean_row(data, c, y, corner, weight, blur, bounds, scratch, image, weight_out, counts, tally):
-    """Fill the weighted mean of a row's samples within bounds, strip by strip."""
+def _mean_row(data, c, y, corner, weight, blur, pixel_weight, bounds, scratch, image, weight_out, counts, tally):
+    """Fill the weighted mean of a row's samples within bounds, strip by strip.
+
+    `pixel_weight` has no frame for none; samples of weight 0 are NaN (`zemosaic_stack_core`).
+    """
     low, high, curve = bounds
     total, weights, value, kept, room = scratch
     n_kept, n_low, n_high = counts
@@ -436,39 +446,7 @@ def _mean_row(data, c, y, corner, weight, blur, bounds, scratch, image, weight_o
         of_strip = (n_kept[i0:i1], n_low[i0:i1], n_high[i0:i1])
         filled = (image[i0:i1], weight_out[i0:i1], of_strip)
         of_bounds = (low[x0:x1], high[x0:x1], curve[x0:x1])
-        _mean_strip(data, (c, y, x0, x1), weight, blur, of_bounds, part, *filled, tally)
-
-
-@compiled
-def _mean_of_weighted_pixels(
-    data, c, y, corner, weight, blur, pixel_weight, bounds, image, weight_out, counts, tally
-):
-    """Like `_mean_row` with a further weight a pixel, (n, ny, nx) float32; samples of weight 0 do not count."""
-    low, high, curve = bounds
-    width = image.shape[0]
-    total, weights = np.zeros(width), np.zeros(width)
-    for row in counts:
-        row[:] = 0
-    for f in range(data.shape[0]):
-        for i in range(width):
-            x = i + corner
-            value, w = data[f, c, y, x], weight[f] * pixel_weight[f, y, x]
-            if not (value == value and w > 0.0):
-                continue
-            matched = value - blur[f] * curve[x]
-            fate = 0
-            if matched < low[x]:
-                fate = 1
-            elif matched > high[x]:
-                fate = 2
-            else:
-                total[i] += w * value
-                weights[i] += w
-            counts[fate][i] += 1
-            tally[f, fate] += 1
-    for i in range(width):
-        image[i] = total[i] / weights[i] if weights[i] > 0.0 else np.nan
-        weight_out[i] = weights[i]
+        _mean_strip(data, (c, y, x0, x1), weight, blur, pixel_weight, of_bounds, part, *filled, tally)
 
 
 @compiled
@@ -597,9 +575,6 @@ def stack_rows(
             _bounds_of_row(data, c, y, method, model, clip, scratch, bounds)
             of_row = (counts[0, c, row], counts[1, c, row], counts[2, c, row])
             means = (image[c, row], weight_out[c, row], of_row)
-            if pixel_weight.shape[0]:
-                _mean_of_weighted_pixels(data, c, y, corner[1], share, blur, pixel_weight, bounds, *means, tally)
-            else:
-                _mean_row(data, c, y, corner[1], share, blur, bounds, mean_scratch, *means, tally)
+            _mean_row(data, c, y, corner[1], share, blur, pixel_weight, bounds, mean_scratch, *means, tally)
             if use_median:
                 _median_row(data, c, y, corner[1], share, blur, pixel_weight, bounds, image[c, row])

@@ -213,7 +213,8 @@ class FrameRecord:
 
     `frame_id` orders the frames of a run. It depends on the file's place and name only, never on the order of
     the plan's rows, so that sums of frames are formed in one order whatever the plan looks like. `unplaced` says
-    why the place of the frame on the sky is not known; it is empty where it is.
+    why the place of the frame on the sky is not known; it is empty where it is. `placed_by` says which stars gave
+    it its place, or that the place is provisional; it is empty if the WCS is the frame's own or a plate solver's.
     """
 
     frame_id: str
@@ -222,6 +223,7 @@ class FrameRecord:
     exptime_s: float
     line: int | None = None
     unplaced: str = ""
+    placed_by: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 from pathlib import Path
 
 from bench_helpers import BYTES_PER_MB, Usage, positive_int, print_environment, table
@@ -18,6 +19,7 @@ from bench_programs import (
 from bench_surveys import USUAL_FRAMES, find_survey, read_once, spec_of, survey_folder
 
 MORE_FRAMES = 200
+MATCH_PHASES = ("refine", "flat", "match")
 
 
 def main() -> None:
@@ -53,11 +55,16 @@ def _scaling(arguments: argparse.Namespace, work: Path) -> None:
     read_once(find_survey(work, spec))
     frames = survey_folder(work, spec) / "frames"
     counts = (arguments.workers, 1)
-    programs = [zemosaic(frames, work, n, name=f"{n} worker{'s' * (n > 1)}")[0] for n in counts]
-    many, one = _measured(programs, arguments.runs)
+    programs, outputs = zip(
+        *(zemosaic(frames, work, n, name=f"{n} worker{'s' * (n > 1)}") for n in counts), strict=True
+    )
+    many, one = _measured(list(programs), arguments.runs)
     names = f"{programs[0].name} over {programs[1].name}, {spec.count} frames"
     print(f"wall time of {names}: {many.wall_s / one.wall_s:.2f}")
     print(f"CPU seconds of {names}: {many.cpu_s / one.cpu_s:.2f}")
+    spent = json.loads((outputs[1] / "report.json").read_text(encoding="utf-8"))["seconds"]
+    match_s = sum(spent[phase] for phase in MATCH_PHASES)  # in one thread of the main process
+    print(f"{', '.join(MATCH_PHASES)} of all CPU seconds of {programs[1].name}: {match_s / one.cpu_s:.1%}")
 
 
 def _classic(arguments: argparse.Namespace, work: Path) -> None:

@@ -1,5 +1,6 @@
 """Slow and plain float64 versions of ZeMosaic's kernels, written from the published definitions."""
 
+import itertools
 import math
 
 import numpy as np
@@ -185,3 +186,31 @@ def linked_groups(points, threshold_deg, kinds):
                 low, high = sorted((root(i), root(j)))
                 parent[high] = low
     return [root(k) for k in range(len(points))]
+
+
+def coinciding_stars(a, b, reach):
+    """Pairs (i, j) of stars that the best of all similarities brings together, by trying every pair on every pair.
+
+    `a` and `b` are complex places. The guess that brings most stars within `reach` is fitted anew, several times,
+    to those that are each other's nearest.
+    """
+    best, most = None, 0
+    for i1, i2 in itertools.permutations(range(len(a)), 2):
+        for j1, j2 in itertools.combinations(range(len(b)), 2):
+            turn = (b[j2] - b[j1]) / (a[i2] - a[i1])
+            mapped = turn * (a - a[i1]) + b[j1]
+            count = (np.abs(mapped[:, None] - b[None, :]).min(axis=1) <= reach * max(1.0, abs(turn))).sum()
+            if count > most and 0.5 < abs(turn) < 2.0:
+                most, best = count, (turn, b[j1] - turn * a[i1])
+    turn, shift = best
+    for _ in range(10):
+        apart = np.abs((turn * a + shift)[:, None] - b[None, :])
+        pairs = [
+            (i, int(apart[i].argmin()))
+            for i in range(len(a))
+            if apart[i].min() <= reach * max(1.0, abs(turn)) and apart[:, apart[i].argmin()].argmin() == i
+        ]
+        i, j = np.array(pairs).T
+        design = np.column_stack([a[i], np.ones(len(i))])
+        turn, shift = np.linalg.lstsq(design, b[j], rcond=None)[0]
+    return pairs, turn, shift

@@ -46,7 +46,9 @@ class FakeSolver:
             place.mkdir()
         (indexes / "index-fake.fits").touch()
         monkeypatch.setenv("PATH", str(self.program.parent))
-        self.options = SolveOptions(method="astrometry_net", astrometry_local_path=str(indexes), timeout_s=30)
+        self.options = SolveOptions(
+            method="astrometry_net", astrometry_local_path=str(indexes), timeout_s=30, align_by_stars=False
+        )
         self.behave(code)
 
     def behave(self, code: str) -> None:

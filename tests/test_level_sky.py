@@ -12,8 +12,8 @@ from zemosaic_fits_products import read_image, read_product_wcs
 from zemosaic_synthetic import SurveySpec, plan_survey, render_nebula, swarp_spec
 from zemosaic_types import StackParams
 
-# The survey of the benchmarks at half the size: nine panels, depth 6.7, gradients, transparencies, rotation.
-NINE_PANELS = swarp_spec(frame_shape=(540, 960), star_density=900.0, dither_px=10.0)
+# The survey of the benchmarks: 60 frames of 1920 x 1080 in nine panels, gradients, transparencies, rotation.
+NINE_PANELS = swarp_spec()
 TWO_PANELS = SurveySpec(
     seed=3,
     panels=(1, 2),
@@ -54,7 +54,7 @@ def test_levelling_costs_no_depth_no_position_and_no_rejection(nine_panels):
 @pytest.fixture(scope="module")
 def in_colour(tmp_path_factory):
     folder = tmp_path_factory.mktemp("colour")
-    survey = survey_in(folder / "frames", replace(TWO_PANELS, color=True, frames_per_panel=7, nebula_adu=0.0))
+    survey = survey_in(folder / "frames", replace(NINE_PANELS, color=True))
     return Run(folder / "frames", folder / "out").score(survey)
 
 

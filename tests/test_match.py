@@ -112,6 +112,11 @@ def test_transparency_is_the_light_of_a_second_against_frames_of_the_same_camera
     ]
     after = match_frames([*longer[:3], *frames[3:]], canvas, MatchOptions()).transparency
     np.testing.assert_allclose(after, before, rtol=1e-4)
+    for nonsense in (0.0, -1.0, 1e30, np.inf, np.nan):
+        odd = replace(frames[2], record=replace(frames[2].record, exptime_s=nonsense))
+        same = match_frames([*frames[:2], odd, *frames[3:]], canvas, MatchOptions())
+        assert same.left_out == []
+        np.testing.assert_allclose(same.transparency, before, rtol=1e-4)
     other = match_frames(
         [*frames[:4], *(scaled(m, 50.0) for m in frames[4:])], canvas, MatchOptions()
     ).transparency

@@ -203,6 +203,9 @@ def solve(fake, raw, cache, **more):
     return solve_frames(lost, choose_solver(options), options, cache, placed=placed)
 
 
+SOLVER_ONLY = GridSettings(workers=1, overwrite=True, solve=SolveOptions(align_by_stars=False))
+
+
 def settings_with(fake, **more):
     return GridSettings(workers=1, overwrite=True, solve=replace(fake.options, **more))
 
@@ -557,7 +560,7 @@ def test_frames_without_stars_or_pixels_do_not_reach_the_solver(fake, raw, truth
 
 
 def test_without_a_solver_the_user_is_told_once_what_to_install(no_solver, raw, truths, tmp_path):
-    run = Run(raw, tmp_path / "out", GridSettings(workers=1, overwrite=True))
+    run = Run(raw, tmp_path / "out", SOLVER_ONLY)
     told = [
         e.text for e in run.events if isinstance(e, Message) and e.level == "WARNING" and "plate solver" in e.text
     ]
@@ -573,7 +576,7 @@ def test_without_a_solver_the_user_is_told_once_what_to_install(no_solver, raw, 
 def test_where_nothing_can_be_solved_nothing_is_made(no_solver, frames, truths, tmp_path):
     raw = without_wcs(frames, tmp_path / "raw", [truth.frame_id for truth in truths])
     with pytest.raises(PlanError, match=f"no frame has a place on the sky: .*{NO_WCS}"):
-        run_grid(raw, tmp_path / "out", GridSettings(workers=1))
+        run_grid(raw, tmp_path / "out", SOLVER_ONLY)
     assert not ProductPaths(tmp_path / "out").mosaic.exists()
 
 
@@ -603,7 +606,9 @@ def test_a_run_of_placed_frames_looks_for_no_solver(frames, tmp_path, monkeypatc
 
 @pytest.mark.parametrize("values", [{"solve_missing_wcs": False}, {"solver_method": "none"}])
 def test_two_options_turn_solving_off(values):
-    assert GridSettings.from_config(resolve(values)).solve is None
+    assert GridSettings.from_config(resolve(values | {"align_by_stars": False})).solve is None
+    resolve_all = {"force_resolve_existing_wcs": True}
+    assert GridSettings.from_config(resolve(values | resolve_all)).solve == SolveOptions(method="none")
 
 
 def test_the_options_reach_the_solver():
@@ -618,8 +623,9 @@ def test_the_options_reach_the_solver():
         "astap_data_dir": "b",
         "astrometry_local_path": "c",
         "force_resolve_existing_wcs": True,
+        "align_by_stars": False,
     }
-    expected = SolveOptions("astrometry_net", "a", "b", "c", 7.0, 9.0, 4, 3, True, True)
+    expected = SolveOptions("astrometry_net", "a", "b", "c", 7.0, 9.0, 4, 3, True, True, False)
     assert GridSettings.from_config(resolve(values)).solve == expected
     assert GridSettings.from_config(resolve({})) == GridSettings(workers=0)
 

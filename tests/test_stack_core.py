@@ -307,13 +307,17 @@ def test_weights_of_pixels_multiply_those_of_frames_and_zero_is_no_data():
     assert result.weight[0, 0, 0] == pytest.approx(2.0)
 
 
-def test_pixel_weights_of_one_change_nothing():
+@pytest.mark.parametrize("params", ALGORITHMS, ids=str)
+def test_pixel_weights_of_one_change_no_bit(params):
+    """The driver leaves them out where all are one: a pixel must not depend on what else is in its slab."""
     data = population(12, "scattered", seed=11)
     weight, noise = np.random.default_rng(1).uniform(0.5, 2, (12, 1)), quiet(12, 20.0)
-    plain = stack(data, weight, noise, StackParams())
-    weighted = stack(data, weight, noise, StackParams(), pixel_weight=np.ones((12, NY, NX), np.float32))
-    np.testing.assert_array_equal(plain.image, weighted.image)
-    np.testing.assert_array_equal(plain.coverage, weighted.coverage)
+    for combine in ("mean", "median"):
+        params = replace(params, combine=combine)
+        plain = stack(data, weight, noise, params)
+        weighted = stack(data, weight, noise, params, pixel_weight=np.ones((12, NY, NX), np.float32))
+        for name in ("image", "weight", "coverage", "rejected_low", "rejected_high", "tally"):
+            np.testing.assert_array_equal(getattr(plain, name), getattr(weighted, name))
 
 
 def test_blocks_wider_than_one_strip_and_several_channels_agree_with_single_pixels():

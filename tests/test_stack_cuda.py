@@ -112,14 +112,42 @@ def test_ties_and_zeros_of_both_signs_are_sorted(host):
         compare(host, data, np.ones((64, 1)), quiet(64, 0.5), params)
 
 
-def test_weights_of_pixels_and_the_median_stay_with_array_operations(host):
+def weights_of_pixels(n, seed=3):
+    """Weights between 0 and 1, some of them none, negative or no number."""
+    rng = np.random.default_rng(seed)
+    weights = rng.uniform(0.0, 1.0, (n, NY, NX)).astype(np.float32)
+    weights[rng.random(weights.shape) < 0.1] = 0.0
+    weights[0, 0, :3] = np.float32([-1.0, np.nan, 1.0])
+    return weights
+
+
+def compare_weighed(device, params, n, pixel_weight):
+    """Both routes give the same arrays to the last bit with weights of pixels."""
+    data, weight, noise = survey(n, "scattered")
+    compiled = stack(data, weight, noise, params, pixel_weight=pixel_weight, halo=HALO)
+    there = device.upload(data), weight, noise, params
+    kernels = stack(*there, pixel_weight=device.upload(pixel_weight), halo=HALO, device=device)
+    for name in FIELDS:
+        np.testing.assert_array_equal(
+            device.download(getattr(kernels, name)), getattr(compiled, name), err_msg=name
+        )
+
+
+@each_algorithm
+@pytest.mark.parametrize("n", [2, 5, 30, 61])
+def test_weights_of_pixels_reach_the_kernels(params, n, host):
+    launches = len(host.launches)
+    compare_weighed(host, params, n, weights_of_pixels(n))
+    compare_weighed(host, params, n, 0.1 + np.abs(np.nan_to_num(weights_of_pixels(n))))
+    assert len(host.launches) > launches
+
+
+def test_the_median_stays_with_array_operations(host):
     data, weight, noise = survey(5, "none")
     there, launches = host.upload(data), len(host.launches)
-    pixel_weight = host.upload(np.ones((5, NY, NX), np.float32))
-    weighted = stack(there, weight, noise, StackParams(), pixel_weight=pixel_weight, device=host)
     median = stack(there, weight, noise, StackParams(combine="median"), device=host)
     assert len(host.launches) == launches
-    assert (weighted.coverage.get() == median.coverage.get()).all()
+    assert (median.coverage.get() == stack(data, weight, noise, StackParams(combine="median")).coverage).all()
 
 
 @pytest.mark.parametrize(
@@ -192,6 +220,13 @@ def test_nvcc_keeps_samples_in_registers_and_fuses_nothing(n, method, tmp_path):
 @pytest.mark.parametrize("n", [1, 2, 3, 5, 8, 9, 30, 61, 65, 200, 700])
 def test_a_real_gpu_gives_what_the_compiled_loops_give_to_the_last_bit(params, n, holes, gpu_device):
     compare(gpu_device, *survey(n, holes), params, halo=HALO)
+
+
+@pytest.mark.gpu
+@each_algorithm
+@pytest.mark.parametrize("n", [5, 30, 200])
+def test_a_real_gpu_weighs_pixels_like_the_compiled_loops(params, n, gpu_device):
+    compare_weighed(gpu_device, params, n, weights_of_pixels(n))
 
 
 @pytest.mark.gpu
