@@ -321,6 +321,7 @@ class Mosaic:
         return result
 
     def _assemble(self, summary: RunSummary) -> None:
+        """Fill what was not made, write headers, give the products their names."""
         progress = self.book.progress("assemble", unit="product")
         n_products = len(self._streams) + 1 + self.settings.save_uint16
         progress(0, n_products)

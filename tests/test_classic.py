@@ -7,11 +7,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from astropy.coordinates import SkyCoord
 from astropy.io import fits
 from astropy.wcs import WCS
 
 import strict_device
+from solvers import need_real_solver
 from surveys import CLASSIC, TWO_WORKERS, ClassicRun, Run, shuffled_copy, survey_in
+from zemosaic_astrometry import SolveOptions
 from zemosaic_config import resolve
 from zemosaic_events import (
     FinishReason,
@@ -499,6 +502,35 @@ def test_a_run_in_a_process_of_its_own_gives_the_same_mosaic(frames, classic, tm
     with start_run(request) as handle:
         result = handle.result()
     np.testing.assert_array_equal(read_image(result.mosaic_path, 0)[1], classic.mosaic)
+
+
+# ---- real frames -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.real
+def test_real_frames_without_a_wcs_are_solved_grouped_and_mosaicked(real_data, tmp_path):
+    need_real_solver()
+    raw = tmp_path / "raw"
+    raw.mkdir()
+    for path in sorted((real_data / "m94").glob("*.fit"))[::3]:
+        shutil.copy(path, raw)
+    settings = replace(
+        CLASSIC,
+        solve=SolveOptions(method="astrometry_net"),
+        groups=GroupSettings(orientation_split_deg=10.0),
+    )
+    run = ClassicRun(raw, tmp_path / "out", settings)
+    assert run.result.complete
+    assert run.result.n_used == 6
+    assert len(run.tiles) == len(groups_of(run)["groups"]) >= 2
+    m94 = SkyCoord(192.7214, 41.1206, unit="deg")
+    for path in (run.paths.mosaic, *run.tiles):
+        green = read_image(path, 0)[1][1]
+        x, y = read_product_wcs(path).world_to_pixel(m94)
+        j, i = round(float(y)), round(float(x))
+        around = green[j - 60 : j + 61, i - 60 : i + 61]
+        peak = np.unravel_index(np.nanargmax(around), around.shape)
+        assert np.hypot(peak[0] - 60, peak[1] - 60) < 3
 
 
 def test_settings_come_from_the_configuration():
