@@ -92,7 +92,7 @@ class MasterTile:
 def plan_tiles(plan: GroupPlan, settled: Settled, pool: TaskPool, book: RunBook) -> list[MasterTile]:
     """Return the master tiles of the groups that have a frame in the mosaic.
 
-    A frame that cannot be put onto its tile is left out.
+    A frame that cannot be put onto its tile is left out, and so are all of a group that fits onto none.
 
     Parameters
     ----------
@@ -111,8 +111,13 @@ def plan_tiles(plan: GroupPlan, settled: Settled, pool: TaskPool, book: RunBook)
     tiles: dict[int, MasterTile] = {}
     for number, group in enumerate(plan.groups, start=1):
         members = [frames[name] for name in group.frame_ids if name in frames]
-        if members:
-            tiles[number] = _tile_around(number, group, members, settled.canvas, book)
+        try:
+            if members:
+                tiles[number] = _tile_around(number, group, members, settled.canvas, book)
+        except FrameError as error:
+            for record in (frame.record for frame in members):
+                reason = f"{group.name} cannot be one master tile: {error}"
+                book.leave_out(LeftOut(record.path, reason, record.line))
     on_tiles: dict[int, list[StackFrame]] = {number: [] for number in tiles}
     for outcome in pool.run(_carry, list(_carry_tasks(tiles.values())), retry=lambda task: task):
         if outcome.error is not None:
@@ -254,6 +259,7 @@ class TileWork:
         self._files = ExitStack()
         self._disk = ThreadPoolExecutor(1)
         self._closing: dict[int, Future] = {}
+        self._n_done = 0
 
     def __enter__(self) -> Self:
         return self
@@ -277,13 +283,12 @@ class TileWork:
         progress = book.progress("stack", unit="tile")
         progress(0, len(self.tiles))
         made: list[MasterTile] = []
-        n_done = 0
         for task, report in stack_cells(stackers, self._tasks(), book):
             if self._note(task, report):
                 self._complete(self._tile[task.number])
                 made += self._closed(wait=False)
-                n_done += 1
-                progress(n_done, len(self.tiles))
+                self._n_done += 1
+                progress(self._n_done, len(self.tiles))
         made += self._closed(wait=True)
         remove_leftovers(book.paths.master_tiles)
         if not made:
@@ -305,6 +310,7 @@ class TileWork:
                 work = self._opened(tile, cells, sum(map(bool, members)))
             except OutputError as error:
                 self.book.fail_tile(tile.number, str(error))
+                self._n_done += 1
                 continue
             for cell, indices in zip(cells, members, strict=True):
                 if indices:
@@ -380,7 +386,8 @@ class TileWork:
         """Note that a tile could not be written; nobody sees its frames' samples."""
         for frame in tile.frames:
             self.book.forget_samples(frame.record.path)
-        self.book.fail_tile(tile.number, str(error))
+        if not self._open[tile.number].failures:  # else it is missed already
+            self.book.fail_tile(tile.number, str(error))
 
 
 def tile_header(

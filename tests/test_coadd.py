@@ -6,13 +6,18 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from parallel_utils import Outcome
 from surveys import survey_in
 from zemosaic_coadd import _add, _AddTask, _of_cell, _sums, frames_of, sums_on_disk
 from zemosaic_coadd_match import agreement, untouched
+from zemosaic_events import CancelToken, Emitter
 from zemosaic_fits_io import frame_wcs
 from zemosaic_frame_source import FrameSource, StackFrame
-from zemosaic_master_tiles import carried
+from zemosaic_groups import Group, GroupPlan
+from zemosaic_master_tiles import carried, plan_tiles
+from zemosaic_outputs import ProductPaths
 from zemosaic_photometry import FrameMeasure, Geometry, cell_number
+from zemosaic_pipeline import Settled
 from zemosaic_plan import load_frames, plan_from_folder
 from zemosaic_reproject import (
     canvas_around,
@@ -23,8 +28,9 @@ from zemosaic_reproject import (
     optimal_canvas,
     place,
 )
+from zemosaic_runbook import RunBook
 from zemosaic_synthetic import small_spec
-from zemosaic_types import FrameSolution, Rect
+from zemosaic_types import FrameError, FrameSolution, Rect
 
 SOLUTION = FrameSolution(
     gain=(1.3,),
@@ -83,6 +89,27 @@ def test_a_solution_without_a_plane_has_none_after_it_was_carried(frames):
     members, mosaic = frames
     bare = replace(members[0], solution=replace(SOLUTION, gradient=()))
     assert carried(bare, mosaic, 1.0).solution == bare.solution
+
+
+def test_a_group_that_fits_onto_no_tile_costs_its_frames_and_no_others(frames, tmp_path, monkeypatch):
+    members, canvas = frames
+    matched = SimpleNamespace(frames=members, canvas=canvas)
+    ids = [frame.record.frame_id for frame in members]
+    plan = GroupPlan((Group("wide", tuple(ids[:3]), (10.0, 0.0)), Group("good", tuple(ids[3:]), (10.0, 20.0))))
+
+    def refuse_the_first(sky, centre, *more):
+        if centre == (10.0, 0.0):
+            raise FrameError("its footprint cannot be projected onto the mosaic")
+        return canvas
+
+    monkeypatch.setattr("zemosaic_master_tiles.canvas_around", refuse_the_first)
+    book = RunBook(ProductPaths(tmp_path), Emitter(), CancelToken())
+    pool = SimpleNamespace(run=lambda work, tasks, retry: [Outcome(task, work(task)) for task in tasks])
+    (tile,) = plan_tiles(plan, Settled(matched, 1), pool, book)
+    assert (tile.number, [frame.record.frame_id for frame in tile.frames]) == (2, ids[3:])
+    assert [item.reason for item in book.left_out] == [
+        "wide cannot be one master tile: its footprint cannot be projected onto the mosaic"
+    ] * 3
 
 
 # ---- the pixel that a place falls into -------------------------------------------------------------------
