@@ -373,6 +373,21 @@ def test_one_group_is_one_master_tile_and_nearly_the_mosaic_of_grid_mode(panels,
     assert np.sqrt(np.mean(np.square(ratio - 1.0))) < 0.003
 
 
+def test_far_from_the_centre_of_a_wide_mosaic_fluxes_are_those_of_grid_mode(tmp_path):
+    """A pixel of the mosaic covers less sky than one of a tile there, by several percent."""
+    wide = small_spec(panels=(1, 5), frames_per_panel=3, frame_shape=(240, 320), star_density=1500.0, seed=9)
+    clean = {"nebula_adu": 0.0, "trail_fraction": 0.0, "cosmic_rays": 0}  # groups of three reject less
+    survey_in(tmp_path / "frames", replace(wide, pixel_scale_arcsec=60.0, **clean))
+    run, grid = ClassicRun(tmp_path / "frames", tmp_path / "out"), Run(tmp_path / "frames", tmp_path / "grid")
+    ratios = [read_image(path, 0)[0]["AREARATI"] for path in run.tiles]
+    assert max(ratios) - min(ratios) > 0.02
+    ratio = flux_ratios(run.mosaic, grid.mosaic)
+    assert ratio.size > 50
+    assert np.sqrt(np.mean(np.square(ratio - 1.0))) < 0.005
+    level = np.nanmedian(run.mosaic - grid.mosaic)
+    assert abs(level) < 0.02 * 1.4826 * np.nanmedian(np.abs(grid.mosaic - np.nanmedian(grid.mosaic)))
+
+
 def test_one_frame_alone_is_a_mosaic(frames, tmp_path):
     first = sorted(frames.glob("*.fit"))[0]
     folder = tmp_path / "frames"
