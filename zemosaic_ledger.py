@@ -25,6 +25,8 @@ EXCLUDED = "left out by the user"
 
 #: A camera of fewer frames has no usual frame of its own.
 _FEW = 3
+#: A frame of so many stars that shares none is unusual where so large a share of the frames does.
+_MANY_STARS, _MOST_HAVE = 10, 0.8
 _TEXTS = frozenset({"path", "reason", "frame_id", "date_obs", "filter", "camera", "outline", "placed_by"})
 _WHOLE = frozenset({"line", "n_stars", "group", "gain_group", "n_tiles", "n_samples", "n_rejected_low"})
 _COUNTS = frozenset({"n_tiles", "n_samples", "n_rejected_low", "n_rejected_high"})
@@ -305,6 +307,12 @@ def _symptoms(columns: FrameColumns) -> Iterator[_Symptom]:
     yield _Symptom(rest / 3.0, lambda k: f"what is left after the match is {_times(rest[k])} the usual")
     shift_limit = np.maximum(0.7, 2.0 * columns.usual(shift, 0.0))
     yield _Symptom(shift / shift_limit, lambda k: f"it lies {shift[k]:.1f} px beside its neighbours")
+    # A WCS that is very wrong: further off, or turned more, than common stars are looked for.
+    stars = columns.single("n_stars")
+    alone = np.isnan(shift) & (stars >= _MANY_STARS) & (np.isfinite(shift).sum() > _MOST_HAVE * shift.size)
+    yield _Symptom(
+        np.where(alone, 2.0, 0.0), lambda k: f"none of its {stars[k]:.0f} stars is where its neighbours see them"
+    )
     rejected_limit = np.maximum(0.05, 3.0 * columns.usual(rejected, 0.0))
     yield _Symptom(rejected / rejected_limit, lambda k: f"{100 * rejected[k]:.0f} % of its pixels were rejected")
     loud = noise / usual_noise

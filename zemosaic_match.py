@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from zemosaic_cameras import Cameras
 from zemosaic_fits_io import frame_wcs
 from zemosaic_frame_source import StackFrame
 from zemosaic_measure import FWHM_OF_SIGMA, MeasuredFrame
@@ -27,8 +28,10 @@ MAX_SCALE_RATIO = 10.0
 #: A distortion of this share of the frame's diagonal at its corners is nonsense.
 MAX_BEND = 0.1
 
-# An exposure of more than a day is a mistake of the header.
-_LONGEST_S = 86400.0
+# An exposure of more than a day is a mistake of the header; a plan says 1 s where nobody knows.
+_LONGEST_S, _UNKNOWN_S = 86400.0, 1.0
+# So few frames of a camera have no usual one among them; the brightest is taken for it.
+_FEW = 3
 # Weights are best for means of so many pixels a side: the scale at which an uneven sky begins to show.
 _PATCH_PX = 8
 
@@ -136,7 +139,7 @@ def match_frames(measured: list[MeasuredFrame], canvas: Canvas, options: MatchOp
     left_out: list[LeftOut] = []
     cell_px = measured[0].cell_px
     match, geometry = _solve(measured, options)
-    while spoilt := _spoilt(measured, match, geometry, levelled=options.levels):
+    while spoilt := _spoilt(measured, match, geometry, options):
         for k, reason in spoilt.items():
             left_out.append(LeftOut(measured[k].record.path, reason, measured[k].record.line))
         measured = [m for k, m in enumerate(measured) if k not in spoilt]
@@ -153,23 +156,43 @@ def match_frames(measured: list[MeasuredFrame], canvas: Canvas, options: MatchOp
     return MatchedFrames(measured, frames, canvas, match, transparency, disagreement, left_out)
 
 
-def _cameras(measured: list[MeasuredFrame]) -> list[np.ndarray]:
-    """Return the indices of the frames of each camera, in the order of their first frames."""
-    members: dict[tuple, list[int]] = {}
+def _cameras(measured: list[MeasuredFrame]) -> Cameras:
+    """Return which frames see a second of light alike.
+
+    Crops of a camera's frames are of one, binned ones of another. An exposure that is not known is the usual one.
+    """
+    keys: dict[tuple, int] = {}
+    seconds = np.array([_exposure_s(m.record) for m in measured])
+    number = np.empty(len(measured), dtype=np.int64)
     for k, m in enumerate(measured):
-        members.setdefault(m.record.header.camera, []).append(k)
-    return [np.array(indices) for indices in members.values()]
+        h, scale = m.record.header, round(np.log2(m.placement.area_ratio))
+        key = h.telescope, h.instrument, h.layout, h.bayer, h.filter, scale
+        number[k] = keys.setdefault(key, len(keys))
+    cameras = Cameras(number, seconds)
+    for members in cameras.members():
+        known = np.isfinite(seconds[members])
+        seconds[members[~known]] = np.median(seconds[members[known]]) if known.any() else 1.0
+    return cameras
+
+
+def _exposure_s(record: FrameRecord) -> float:
+    """Return the exposure of a frame, NaN if it is not known."""
+    told = record.header.exptime_s is not None or record.exptime_s != _UNKNOWN_S
+    return record.exptime_s if told and 0 < record.exptime_s < _LONGEST_S else np.nan
 
 
 def _dimming(measured: list[MeasuredFrame], match: Match, geometry: Geometry) -> np.ndarray:
-    """Return how many times fainter stars are in a second of each frame than is usual for its camera, (n, c)."""
-    gain, seconds = match.gain / geometry.area_ratio[:, None], np.array([m.record.exptime_s for m in measured])
-    for members in _cameras(measured):
-        known = (seconds[members] > 0) & (seconds[members] < _LONGEST_S)
-        usual = np.median(seconds[members][known]) if known.any() else 1.0
-        gain[members] *= np.where(known, seconds[members], usual)[:, None]
-        gain[members] /= np.median(gain[members], axis=0)
-    return gain
+    """Return how many times fainter stars are in a second of each frame than is usual for its camera, (n, c).
+
+    Where that makes a cloud of a frame whose stars are as bright as in the others, its exposure is mistyped.
+    """
+    cameras, whole = _cameras(measured), match.gain / geometry.area_ratio[:, None]
+    second = whole * cameras.seconds[:, None]
+    for members in cameras.members():
+        for gain in (whole, second):
+            usual = np.median if members.size >= _FEW else np.min
+            gain[members] /= usual(gain[members], axis=0)
+    return np.where(second > MAX_GAIN, np.minimum(second, whole), second)
 
 
 def coarse_map(match: Match, canvas: Canvas, cell_px: int) -> tuple[np.ndarray, Canvas]:
@@ -191,37 +214,28 @@ def coarse_map(match: Match, canvas: Canvas, cell_px: int) -> tuple[np.ndarray, 
 
 
 def _solve(measured: list[MeasuredFrame], options: MatchOptions) -> tuple[Match, Geometry]:
-    """Return the match in the units of the camera that most frames are of."""
     placements = [m.placement for m in measured]
     geometry = Geometry(
         centre=np.array([np.mean(p.polygon, axis=0) for p in placements]),
         area_ratio=np.array([p.area_ratio for p in placements]),
         cell_px=measured[0].cell_px,
     )
-    match = solve_match([m.measure for m in measured], geometry, method=options.normalise)
-    most = max(_cameras(measured), key=len)
-    if options.knows_gains and most.size < len(measured):
-        gain = match.gain[most] / geometry.area_ratio[most, None]
-        match = _scaled(match, np.exp(-np.log(gain).mean(axis=0)))
-    return match, geometry
+    how = {"method": options.normalise, "cameras": _cameras(measured)}
+    return solve_match([m.measure for m in measured], geometry, **how), geometry
 
 
-def _scaled(match: Match, scale: np.ndarray) -> Match:
-    """Return the match in other units, a factor (c,) a colour."""
-    scaled = {name: getattr(match, name) * scale for name in ("gain", "offset", "residual")}
-    return replace(match, gradient=match.gradient * scale[:, None], **scaled)
-
-
-def _spoilt(measured: list[MeasuredFrame], match: Match, geometry: Geometry, *, levelled: bool) -> dict[int, str]:
-    """Return which frames would spoil the mosaic, and why; what is left of a sky counts if it was `levelled`."""
+def _spoilt(
+    measured: list[MeasuredFrame], match: Match, geometry: Geometry, options: MatchOptions
+) -> dict[int, str]:
+    """Return which frames would spoil the mosaic, and why, by what the method knows of them."""
     gain = _dimming(measured, match, geometry).max(axis=1)
     noise = match.gain * np.array([m.measure.noise for m in measured])
     uneven = np.nan_to_num(match.residual / noise).max(axis=1)  # NaN in one colour hides no other
     reasons = {}
     for k in range(len(measured)):
-        if not gain[k] < MAX_GAIN:
+        if options.knows_gains and not gain[k] < MAX_GAIN:
             reasons[k] = f"its stars are {gain[k]:.0f} times fainter than in the other frames (clouds?)"
-        elif levelled and uneven[k] > MAX_RESIDUAL:
+        elif options.levels and uneven[k] > MAX_RESIDUAL:
             reasons[k] = (
                 f"its sky cannot be levelled: what is left is {uneven[k]:.1f} times the noise of a pixel "
                 "(clouds, moonlight?)"
@@ -235,7 +249,9 @@ def _equalised(measured: list[MeasuredFrame], match: Match) -> Match:
     level = (match.gain * sky + match.offset).mean(axis=0)
     if not (level > 0).all():
         return match
-    return _scaled(match, np.median(level) / level)
+    scale = np.median(level) / level
+    scaled = {name: getattr(match, name) * scale for name in ("gain", "offset", "residual")}
+    return replace(match, gradient=match.gradient * scale[:, None], **scaled)
 
 
 def _blur(measured: list[MeasuredFrame]) -> np.ndarray:

@@ -318,7 +318,13 @@ def _say_limits(match: Match, options: MatchOptions, book: RunBook) -> None:
     if options.knows_gains and n_gain_groups > n_groups:
         book.say(
             f"too few common stars: the frames form {n_gain_groups} groups whose gains could not be compared; "
-            "their means are taken as equal",
+            "frames of one camera are taken as alike",
+            "WARNING",
+        )
+    if n_by_sky := int(match.by_sky.sum()):
+        book.say(
+            f"{n_by_sky} frame(s) are of cameras that share too few stars with the others; how bright they are is "
+            "told by their sky alone",
             "WARNING",
         )
 

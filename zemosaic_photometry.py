@@ -15,6 +15,7 @@ import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 from scipy.spatial import cKDTree
 
+from zemosaic_cameras import Cameras, common_scale
 from zemosaic_overlap_fit import OverlapFit, Sightings, fit_overlaps
 
 #: A frame's gain needs this many stars that other frames show too.
@@ -116,8 +117,9 @@ class Match:
     group : ndarray, shape (n,), int64
         Numbers of the groups of frames that overlap each other.
     gain_group : ndarray, shape (n,), int64
-        Of those that common stars tie to each other; between them gains are not known and their means are taken
-        as equal.
+        Of those that common stars tie to each other; between them frames of one camera are taken as alike.
+    by_sky : ndarray of bool, shape (n,)
+        Frames of cameras whose gains no star ties to those of the usual one: the sky says how bright they are.
     cell : ndarray, shape (k,), int64
         The cells that frames see.
     disagreement : ndarray, shape (k, c), float64
@@ -130,6 +132,7 @@ class Match:
     residual: np.ndarray
     group: np.ndarray
     gain_group: np.ndarray
+    by_sky: np.ndarray
     cell: np.ndarray
     disagreement: np.ndarray
 
@@ -175,8 +178,10 @@ def box_medians(plane: np.ndarray, x: np.ndarray, y: np.ndarray, half: int) -> n
     return out
 
 
-def solve_match(measures: list[FrameMeasure], geometry: Geometry, *, method: str) -> Match:
-    """Solve the gains, offsets and gradients of all frames.
+def solve_match(
+    measures: list[FrameMeasure], geometry: Geometry, *, method: str, cameras: Cameras | None = None
+) -> Match:
+    """Solve the gains, offsets and gradients of all frames, in units of the usual ones (`Cameras.usual`).
 
     Parameters
     ----------
@@ -186,6 +191,8 @@ def solve_match(measures: list[FrameMeasure], geometry: Geometry, *, method: str
     method : str
         ``"none"`` (gain of the area ratio, no offset), ``"sky_mean"`` (an offset too), ``"linear_fit"`` (gain and
         offset) or ``"global"`` (gain, offset and gradient).
+    cameras : Cameras, optional
+        Who made the frames; without it one camera, with one exposure.
 
     Raises
     ------
@@ -195,11 +202,15 @@ def solve_match(measures: list[FrameMeasure], geometry: Geometry, *, method: str
     if method not in METHODS:
         raise ValueError(f"unknown normalisation {method!r}; known: {', '.join(METHODS)}")
     n, channels = len(measures), measures[0].sky.size
-    gain, gain_group = np.ones((n, channels)), np.arange(n)
+    cameras = Cameras.one(n) if cameras is None else cameras
+    gain, gain_group, by_sky = np.ones((n, channels)), np.arange(n), np.zeros(n, dtype=bool)
+    usual = np.arange(n)
     if method in ("linear_fit", "global"):
-        gain, gain_group = _solve_gains(measures, geometry)
+        log_gain, gain_group = _solve_gains(measures, geometry)
+        log_gain, by_sky = common_scale(log_gain, gain_group, cameras, _light(measures, geometry))
+        gain, usual = np.exp(log_gain), cameras.usual()
     gain = gain * geometry.area_ratio[:, None]
-    sky = _Sky(measures, geometry)
+    sky = _Sky(measures, geometry, usual)
     fits = [sky.fit(gain[:, c], c, planes=method == "global") for c in range(channels)]
     residual = np.stack([sky.residual_of_frames(fit, gain[:, c], c) for c, fit in enumerate(fits)], axis=1)
     apart = np.stack([sky.disagreement(fit, gain[:, c], c) for c, fit in enumerate(fits)], axis=1)
@@ -208,7 +219,15 @@ def solve_match(measures: list[FrameMeasure], geometry: Geometry, *, method: str
         levels = [sky.pinned(fit, gain[:, c], c) for c, fit in enumerate(fits)]
         offset = np.stack([constant for constant, _ in levels], axis=1)
         gradient = np.stack([slope for _, slope in levels], axis=1)
-    return Match(gain, offset, gradient, residual, sky.group, gain_group, sky.cell, apart)
+    return Match(gain, offset, gradient, residual, sky.group, gain_group, by_sky, sky.cell, apart)
+
+
+def _light(measures: list[FrameMeasure], geometry: Geometry) -> np.ndarray:
+    """Return how bright the sky is in a pixel of the mosaic, (n, c); its noise if levels may have been shifted."""
+    sky = np.array([m.sky for m in measures])
+    if not (sky > 0).all():
+        sky = np.array([m.noise for m in measures])
+    return sky * geometry.area_ratio[:, None]
 
 
 # ---- gains from stars ------------------------------------------------------------------------------------
@@ -263,19 +282,19 @@ class _Catalogue:
 
 
 def _solve_gains(measures: list[FrameMeasure], geometry: Geometry) -> tuple[np.ndarray, np.ndarray]:
-    """Return gains (n, c) of mean logarithm 0 in each group of frames tied by stars, and the groups (n,).
+    """Return logarithms of gains (n, c), of mean 0 in each group of frames tied by stars, and the groups (n,).
 
     In a colour of which a frame shows too few stars it has the gain of all its light.
     """
     stars = _Stars(measures, geometry)
     whole, group = stars.fit(list(range(stars.channels)))
     if stars.channels == 1:
-        return np.exp(whole)[:, None], group
+        return whole[:, None], group
     gains = []
     for c in range(stars.channels):
         log_gain, own = stars.fit([c])
         # One colour may tie fewer frames, down to single ones; the light of all colours settles the rest.
-        gains.append(np.exp(log_gain + _group_means(whole - log_gain, own)[own]))
+        gains.append(log_gain + _group_means(whole - log_gain, own)[own])
     return np.stack(gains, axis=1), group
 
 
@@ -326,10 +345,10 @@ def _shared_enough(frame: np.ndarray, number: np.ndarray, good: np.ndarray, n: i
 
 
 class _Sky:
-    """The coarse levels of all frames as sightings of the canvas's cells."""
+    """The coarse levels of all frames as sightings of the canvas's cells; `usual` frames tell how bright it is."""
 
-    def __init__(self, measures: list[FrameMeasure], geometry: Geometry) -> None:
-        self.geometry = geometry
+    def __init__(self, measures: list[FrameMeasure], geometry: Geometry, usual: np.ndarray) -> None:
+        self.geometry, self.usual = geometry, usual
         sizes = [m.cell.size for m in measures]
         self.frame = np.repeat(np.arange(len(measures)), sizes)
         self.cell, point = np.unique(np.concatenate([m.cell for m in measures]), return_inverse=True)
@@ -378,7 +397,7 @@ class _Sky:
     def pinned(self, fit: OverlapFit, gain: np.ndarray, channel: int) -> tuple[np.ndarray, np.ndarray]:
         """Return offsets (n,) and gradients (n, 2) with what overlaps leave open settled, group by group.
 
-        The sky of the mosaic is level as a whole, and the mean sky of every group is that of all frames.
+        The sky of the mosaic is level as a whole, and the mean sky of every group is that of the usual frames.
         """
         offset, slope = fit.coefficients[:, 0].copy(), np.zeros((gain.size, 2))
         group = self.sightings.groups(np.isfinite(self.level[:, channel]))  # one colour may tie fewer frames
@@ -389,7 +408,8 @@ class _Sky:
                 slope[members] -= tilt
                 offset[members] -= self.geometry.centre[members] @ tilt
         level = offset + gain * self.sky[:, channel]
-        return offset - _group_means(level, group)[group] + self.sky[:, channel].mean(), slope
+        sky = self.sky[:, channel] if self.usual.size == gain.size else self.sky[self.usual, channel]
+        return offset - _group_means(level, group)[group] + sky.mean(), slope
 
     def _common_tilt(self, fit: OverlapFit, members: np.ndarray) -> np.ndarray:
         """Return the slope (x, y) that the frames of a group have in common and the sky has not.

@@ -10,6 +10,7 @@ import base64
 import json
 import os
 import re
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -30,6 +31,7 @@ _PICTURE_PX = 1600
 _MAP_PX = 640
 _COVERAGE = "_coverage.fits"
 _LISTED_REASONS = 10
+_MOST_CAMERAS = 4
 _HIDDEN_SETTINGS = frozenset({"gpu_decided_by", "overwrite", "workers"})
 # The folders in front of a file's name, wherever an absolute path begins.
 _FOLDERS = re.compile(r"(?<![\w.])(?:[A-Za-z]:)?[\\/](?:[^\\/\n;:*?\"<>|]+[\\/])+")
@@ -178,8 +180,21 @@ def _facts(
         ("seams, rms", f"{number(levels.seam)} ADU" if levels.seam > 0 else "not known"),
         ("FWHM", f"{number(levels.fwhm_px)} px, {number(levels.fwhm_px * scale_arcsec)}″"),
         ("observed (UTC)", _span(header)),
+        *_parts(used),
         ("run", f"{_duration(sum(run.get('seconds', {}).values()))}, {_memory(run)}"),
     ]
+
+
+def _parts(used: list[LedgerRow]) -> list[tuple[str, str]]:
+    """Return what the frames fall into, where they do: cameras, groups that share no sky, or no stars."""
+    cameras = Counter(row.camera for row in used if row.camera)
+    parts = [("cameras", "; ".join(f"{name}: {n:,}" for name, n in cameras.most_common(_MOST_CAMERAS)))]
+    for what, name in (("group", "groups that share no sky"), ("gain_group", "groups that share too few stars")):
+        numbers = Counter(getattr(row, what) for row in used if getattr(row, what) is not None)
+        parts.append((name, f"{len(numbers):,}, the largest of {max(numbers.values(), default=0):,} frames"))
+        if len(numbers) < 2:
+            parts.pop()
+    return parts if len(cameras) > 1 else parts[1:]
 
 
 def _duration(seconds: float) -> str:

@@ -268,7 +268,7 @@ def _quantities(judgement: Judgement) -> list[_Quantity]:
         root_mean_square(columns.coloured("gradient_x")), root_mean_square(columns.coloured("gradient_y"))
     )
     return [
-        _Quantity("sky", "ADU", _mean(columns.coloured("sky"))),
+        _Quantity("sky", "ADU", _mean(columns.coloured("sky") * np.abs(columns.coloured("gain")))),
         _Quantity("noise", "ADU", root_mean_square(columns.noise())),
         _Quantity("FWHM", "px", columns.width(), 2),
         _Quantity("elongation", "", columns.single("elongation"), 2),

@@ -182,7 +182,7 @@ def test_frames_of_different_sizes_and_pixel_scales_mix(mono, tmp_path):
 
 
 def test_a_mono_frame_among_colour_ones_counts_for_every_colour(tmp_path):
-    survey_in(tmp_path / "bayer", replace(MONO, color=True, panels=(1, 1)))
+    survey = survey_in(tmp_path / "bayer", replace(MONO, color=True, panels=(1, 1)))
 
     def mono_one(path, data, header, number):
         if number != 1:
@@ -194,7 +194,18 @@ def test_a_mono_frame_among_colour_ones_counts_for_every_colour(tmp_path):
         return True
 
     run = Run(rewritten(tmp_path / "bayer", tmp_path / "mixed", mono_one), tmp_path / "out", ONE_WORKER)
+    without = Run(
+        tmp_path / "mixed", tmp_path / "without", replace(ONE_WORKER, excluded=(run.ledger[1]["frame_id"],))
+    )
     assert run.result.complete
+    sky = [np.nanmedian(one.mosaic, axis=(1, 2)) for one in (run, without)]
+    np.testing.assert_allclose(sky[0], sky[1], rtol=0.01)
+    own = [np.mean([float(row[f"sky_{c}"]) for row in without.ledger if row["used"] == "yes"]) for c in "rgb"]
+    np.testing.assert_allclose(sky[1], own, rtol=0.01)
+    flux = [np.array(one.score(survey).flux_ratio) for one in (run, without)]
+    np.testing.assert_allclose(
+        flux[0] / flux[0].mean(), flux[1] / flux[1].mean(), rtol=0.05
+    )  # a third of the light has no colour
     assert run.mosaic.shape[0] == 3
     assert np.median(run.coverage[run.coverage > 0]) == 3
     assert run.coverage.max() == 3

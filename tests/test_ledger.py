@@ -112,6 +112,7 @@ def test_planted_culprits_are_named_with_their_reasons():
 
 
 WORDS = {
+    "stars elsewhere": (dict(align_residual_px=None), "none of its 80 stars is where its neighbours see them"),
     "elongation": (dict(elongation=1.9), "its stars are drawn out, 1.9 : 1"),
     "align_residual_px": (dict(align_residual_px=2.5), "it lies 2.5 px beside its neighbours"),
     "noise": (dict(noise=(75.0,)), "its noise is 2.5 times the usual"),
@@ -148,6 +149,12 @@ def test_the_noise_of_large_pixels_counts_for_the_patch_that_shares_it():
     rows = rows_of(4)
     plain = np.array([row.noise[0] for row in rows])
     np.testing.assert_allclose(quality.noise[:, 0] / plain, [1.0, 2.0, 1.0, 1.0])
+
+
+def test_frames_without_common_stars_are_not_remarked_upon_where_most_have_none():
+    nobody = {f"f{k}": dict(align_residual_px=None) for k in range(25)}
+    assert judge(rows_of(**nobody), 1).remarks == [""] * 30
+    assert judge(rows_of(f7=dict(align_residual_px=None, n_stars=4)), 1).remarks == [""] * 30
 
 
 def test_a_frame_that_still_helps_is_remarked_upon_but_not_suggested():

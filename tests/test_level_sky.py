@@ -60,7 +60,8 @@ def in_colour(tmp_path_factory):
 
 def test_colours_differ_between_neighbouring_boxes_as_noise_makes_them_differ(in_colour):
     assert max(in_colour.level_rms) < 0.08
-    assert max(in_colour.colour_step) < 1.1 * max(in_colour.level_step)
+    assert max(in_colour.level_step) < 0.07
+    assert max(in_colour.colour_step) < 0.07
 
 
 def medians_of_boxes(plane, side=8):
@@ -200,21 +201,6 @@ def test_panels_that_do_not_touch_are_levelled_each_and_tied_by_their_sky(tmp_pa
         assert len(rows) == 4
         levels.append(np.mean([float(r["gain"]) * float(r["sky"]) + float(r["offset"]) for r in rows]))
     assert levels[0] == pytest.approx(levels[1], abs=0.1)
-
-
-def test_two_instruments_of_different_scale_come_out_level(tmp_path):
-    fine = replace(TWO_PANELS, nebula_adu=0.0, frames_per_panel=4)
-    coarse = replace(
-        fine, pixel_scale_arcsec=3.6, frame_shape=(200, 260), overlap_fraction=0.2, sky_adu=(2000, 2500)
-    )
-    survey_in(tmp_path / "frames", fine)
-    for frame in survey_in(tmp_path / "coarse", coarse).frames:
-        frame.path.rename(tmp_path / "frames" / f"coarse_{frame.name}")
-    run = Run(tmp_path / "frames", tmp_path / "out")
-    assert run.result.complete
-    medians = medians_of_boxes(run.mosaic, 32)
-    noise = np.median([float(row["noise"]) * float(row["gain"]) for row in run.ledger])
-    assert np.nanstd(medians) < 0.05 * noise
 
 
 @pytest.mark.parametrize("spoilt", ["moonlight", "cloud"], indirect=True)

@@ -8,7 +8,7 @@ import pytest
 from surveys import survey_in
 from zemosaic_fits_io import frame_wcs
 from zemosaic_flat_frames import flatten_frames
-from zemosaic_match import MatchOptions, match_frames
+from zemosaic_match import MatchOptions, match_frames, usual_feather_px
 from zemosaic_measure import cell_size_px, measure_frames
 from zemosaic_plan import load_frames, plan_from_folder
 from zemosaic_reproject import optimal_canvas
@@ -59,6 +59,18 @@ def test_frames_that_were_moved_over_the_rim_keep_all_their_pixels(measured, shi
     here = matched.canvas.wcs().pixel_to_world_values(*matched.frames[0].placement.polygon[0])
     there = canvas.wcs().pixel_to_world_values(*moved[0].placement.polygon[0])
     np.testing.assert_allclose(here, there, atol=1e-9)
+
+
+def test_the_feather_is_a_sixtieth_of_the_short_side_of_the_usual_frame(measured):
+    frames, canvas = measured
+    found = match_frames(frames, canvas, MatchOptions()).frames
+    assert usual_feather_px(found) == 4  # no less
+
+    def sized(shape):
+        header = replace(found[0].record.header, shape=shape)
+        return replace(found[0], record=replace(found[0].record, header=header))
+
+    assert usual_feather_px([sized((1080, 1920))] * 3 + [sized((200, 300))]) == 18
 
 
 def test_a_camera_behind_another_telescope_has_a_flat_of_its_own(measured):

@@ -539,3 +539,21 @@ def test_the_report_needs_no_library_of_plots():
     code = "import sys, zemosaic_report; print('matplotlib' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "False\n"
+
+
+def test_the_page_names_cameras_and_groups_where_there_are_several(tmp_path):
+    survey = survey_in(tmp_path / "frames", small_spec(seed=3))
+    run = Run(tmp_path / "frames", tmp_path / "out")
+    write_page(run.paths.folder)
+    plain = page_of(run.paths)
+    assert "cameras</dt>" not in plain
+    assert "share no sky</dt>" not in plain
+    for frame in survey.frames[:2]:
+        with fits.open(frame.path, mode="update") as hdus:
+            hdus[0].header["INSTRUME"] = "A second one"
+            hdus[0].header["CRVAL2"] += 0.3
+    run = Run(tmp_path / "frames", tmp_path / "apart")
+    write_page(run.paths.folder)
+    page = page_of(run.paths)
+    assert "A second one" in page
+    assert "groups that share no sky</dt><dd>2, the largest of 4 frames" in page
