@@ -7,7 +7,6 @@ tasks that were in flight one by one, so that only the guilty one is lost.
 
 from __future__ import annotations
 
-import logging
 import multiprocessing
 import os
 import signal
@@ -24,10 +23,10 @@ from typing import Any
 
 import psutil
 
-from zemosaic_events import CancelToken
+from zemosaic_events import CancelToken, log_tag, set_log_tag, tagged_logger
 from zemosaic_types import RunCancelled
 
-logger = logging.getLogger("ZeMosaicWorker.parallel")
+logger = tagged_logger("ZeMosaicWorker.parallel")
 
 #: Memory of a worker beyond its stacking budget: interpreter, libraries and the section of one frame.
 WORKER_BASE_BYTES = 500 * 1024**2
@@ -124,7 +123,7 @@ def _context_of_workers() -> BaseContext:
             forkserver.ensure_running()
             return multiprocessing.get_context("forkserver")
         except OSError as error:  # its socket lies in the folder for temporary files, whose path may be too long
-            logger.warning("[GRID] workers are started one by one, since no server for them can run: %s", error)
+            logger.warning("workers are started one by one, since no server for them can run: %s", error)
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
             _set_environment(before)
@@ -143,10 +142,11 @@ def _set_environment(values: Mapping[str, str | None]) -> dict[str, str | None]:
 
 
 def _start_worker(
-    flag: Any, started: Any, environment: dict[str, str], setup: Callable[[int], None] | None
+    flag: Any, started: Any, environment: dict[str, str], tag: str, setup: Callable[[int], None] | None
 ) -> None:
     global _cancel_in_worker
     _cancel_in_worker = CancelToken(flag)
+    set_log_tag(tag)
     os.environ.clear()
     os.environ.update(environment)
     # Ctrl-C reaches the whole process group; only the parent acts on it.
@@ -259,7 +259,7 @@ class TaskPool:
                 task = running.pop(future)
                 outcome = _outcome(future, task)
                 if isinstance(outcome.error, WorkerDied):
-                    logger.warning("[GRID] a worker process died; its task is tried once more, alone")
+                    logger.warning("a worker process died; its task is tried once more, alone")
                     suspects.append((task, retry(task)))
                 else:
                     yield outcome
@@ -297,7 +297,7 @@ class TaskPool:
             self.n_workers,
             mp_context=self._context,
             initializer=_start_worker,
-            initargs=(self._flag, self._started, dict(os.environ), self._setup),
+            initargs=(self._flag, self._started, dict(os.environ), log_tag(), self._setup),
         )
 
     def _look_for_cancel(self) -> None:

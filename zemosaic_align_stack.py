@@ -131,8 +131,8 @@ class _Stacking:
         self.n_channels, self.params = options.n_channels, options.params
         self.whole = _empty_result(len(frames), options.n_channels, rect.shape)
         self.problems: dict[str, str] = {}
-        with_alpha = any(source.header.alpha_hdu is not None for source in self.sources)
-        self.weighs_pixels = with_alpha or options.radial is not None or options.feather_px > 0
+        weighed = any(source.weighs_pixels for source in self.sources)
+        self.weighs_pixels = weighed or options.radial is not None or options.feather_px > 0
         self._samples, self._weights = _Reused(), _Reused()
 
     def stack_on_host(self, slab: Rect) -> None:

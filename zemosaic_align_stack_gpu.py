@@ -9,7 +9,6 @@ A device that fails costs nothing but time: the slab is stacked on the host inst
 
 from __future__ import annotations
 
-import logging
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -18,6 +17,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from zemosaic_backend import Device, to_host
+from zemosaic_events import tagged_logger
 from zemosaic_frame_arrays import (
     PREPARE_BYTES_PER_PX,
     RESAMPLE_BYTES_PER_PX,
@@ -34,7 +34,7 @@ from zemosaic_stack_arrays import PIXEL_BYTES, SAMPLE_BYTES
 from zemosaic_stack_core import HALO_PX, NoiseModel, normalise, stack
 from zemosaic_types import FrameError, Rect, StackParams
 
-logger = logging.getLogger("ZeMosaicWorker.stack")
+logger = tagged_logger("ZeMosaicWorker.stack")
 
 #: After so many failures the device is left alone for the rest of the run.
 MOST_FAILURES = 3
@@ -146,7 +146,7 @@ class DeviceStacker:
         if params not in self._trusted:
             self._trusted[params] = self._kernels_agree(params)
             if not self._trusted[params]:
-                logger.warning("[GRID] the stack kernel of %s is wrong and not used", self.device.info.name)
+                logger.warning("the stack kernel of %s is wrong and not used", self.device.info.name)
         return self._trusted[params]
 
     def _kernels_agree(self, params: StackParams) -> bool:

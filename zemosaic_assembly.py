@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from zemosaic_fits_products import ImagePlace, ImageStream, Written
+from zemosaic_fits_products import ImagePart, ImagePlace, Written
 from zemosaic_preview import shrink_factor, shrink_rows
 from zemosaic_stack_core import StackResult
 from zemosaic_types import Rect
@@ -15,7 +15,10 @@ from zemosaic_types import Rect
 
 @dataclass(frozen=True)
 class CorePlaces:
-    """Where cores go, for whoever stacks them: the products' places by name, and the shrinking of the picture."""
+    """Where cores go, for whoever stacks them: the products' places by name, and the shrinking of the picture.
+
+    Nobody draws a picture where `shrink` is 0.
+    """
 
     images: dict[str, ImagePlace]
     shrink: int
@@ -50,7 +53,8 @@ def write_core(places: CorePlaces, cell: Rect, result: StackResult, rect: Rect) 
     inner = (slice(None), *cell.shifted(-rect.y0, -rect.x0).slices)
     core = {name: getattr(result, name)[inner] for name in places.images}
     written = {name: place.write(cell.y0, cell.x0, core[name]) for name, place in places.images.items()}
-    return WrittenCore(written, shrink_rows(core["image"], places.shrink))
+    picture = shrink_rows(core["image"], places.shrink) if places.shrink else np.empty((0, 0, 0), np.float32)
+    return WrittenCore(written, picture)
 
 
 class Assembly:
@@ -63,20 +67,30 @@ class Assembly:
     shape : tuple of int
         ``(ny, nx)`` of the canvas.
     n_channels : int
+    pictured : bool
+        Whether there is to be a picture.
 
     Attributes
     ----------
     places : CorePlaces
         What `write_core` needs.
     picture : ndarray, shape (c, ceil(ny / shrink), ceil(nx / shrink)), float32
-        Means of blocks of the image; NaN where there is no data or no core yet.
+        Means of blocks of the image; NaN where there is no data or no core yet. (c, 0, 0) if there is to be none.
     """
 
-    def __init__(self, streams: Mapping[str, ImageStream], shape: tuple[int, int], n_channels: int) -> None:
+    def __init__(
+        self,
+        streams: Mapping[str, ImagePart],
+        shape: tuple[int, int],
+        n_channels: int,
+        *,
+        pictured: bool = True,
+    ) -> None:
         self._streams, self._n_channels = streams, n_channels
-        step = shrink_factor(shape)
+        step = shrink_factor(shape) if pictured else 0
         self.places = CorePlaces({name: stream.place for name, stream in streams.items()}, step)
-        self.picture = np.full((n_channels, *(-(-size // step) for size in shape)), np.nan, dtype=np.float32)
+        size = [-(-length // step) for length in shape] if pictured else [0, 0]
+        self.picture = np.full((n_channels, *size), np.nan, dtype=np.float32)
         self._taken: set[Rect] = set()
 
     def take(self, cell: Rect, core: WrittenCore) -> None:
@@ -91,8 +105,9 @@ class Assembly:
             raise ValueError(f"{cell} is filled already")
         for name, written in core.written.items():
             self._streams[name].add(written)
-        y, x = (start // self.places.shrink for start in (cell.y0, cell.x0))
-        self.picture[:, y : y + core.picture.shape[1], x : x + core.picture.shape[2]] = core.picture
+        if self.places.shrink:
+            y, x = (start // self.places.shrink for start in (cell.y0, cell.x0))
+            self.picture[:, y : y + core.picture.shape[1], x : x + core.picture.shape[2]] = core.picture
         self._taken.add(cell)
 
     def fill_gaps(self, cells: list[Rect], *, between_cells: Callable[[], None] = lambda: None) -> None:

@@ -72,6 +72,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_demo(commands)
     _add_plan(commands)
     _add_grid(commands)
+    _add_classic(commands)
     _add_any(commands)
     _add_report(commands)
     _add_config(commands)
@@ -101,6 +102,12 @@ def _add_grid(commands: argparse._SubParsersAction) -> None:
     grid = commands.add_parser("grid", help="make a mosaic in Grid mode")
     _add_folders(grid)
     grid.set_defaults(run=_grid)
+
+
+def _add_classic(commands: argparse._SubParsersAction) -> None:
+    classic = commands.add_parser("classic", help="make a mosaic of master tiles: groups of frames, coadded")
+    _add_folders(classic)
+    classic.set_defaults(run=_classic)
 
 
 def _add_any(commands: argparse._SubParsersAction) -> None:
@@ -221,8 +228,8 @@ def _loading() -> Iterator[None]:
         gc.enable()
 
 
-def _run(arguments: argparse.Namespace, start: Callable) -> object:
-    """Run `start(settings, listener=, cancel=)` with the settings that the arguments ask for."""
+def _run(arguments: argparse.Namespace, start: Callable, name: str = "grid") -> object:
+    """Run `start(pipeline, settings, listener=, cancel=)` as the arguments ask: its function and its settings."""
     config = _configured(arguments)
     logging.getLogger("ZeMosaicWorker").setLevel(config["logging_level"])
     logging.getLogger("ZeMosaicWorker").propagate = False
@@ -232,25 +239,35 @@ def _run(arguments: argparse.Namespace, start: Callable) -> object:
         # The server of the workers loads the numerical libraries while this process does.
         prepare_workers(["zemosaic_worker_start"])
         with _loading():
-            from grid_mode import GridSettings  # only commands that compute load them
             from zemosaic_terminal import TerminalReporter
+            from zemosaic_worker import load_pipeline
 
-        settings = GridSettings.from_config(
+            pipeline, kind = load_pipeline(name)  # only commands that compute load them
+
+        settings = kind.from_config(
             config,
             overwrite=getattr(arguments, "overwrite", True),
             drop_suggested=getattr(arguments, "drop_suggested", False),
             excluded=tuple(getattr(arguments, "exclude", ())),
         )
-        return start(settings, listener=TerminalReporter(quiet=arguments.quiet), cancel=cancel)
+        return start(pipeline, settings, listener=TerminalReporter(quiet=arguments.quiet), cancel=cancel)
 
 
 def _grid(arguments: argparse.Namespace) -> int:
-    def start(settings: GridSettings, **talk: Any) -> RunResult:
-        from grid_mode import run_grid
+    return _run_here(arguments, "grid")
 
-        return run_grid(arguments.input, arguments.output, settings, **talk)
 
-    return _tell(_run(arguments, start))
+def _classic(arguments: argparse.Namespace) -> int:
+    return _run_here(arguments, "classic")
+
+
+def _run_here(arguments: argparse.Namespace, name: str) -> int:
+    """Run a pipeline in this process."""
+
+    def start(pipeline: Callable, settings: object, **talk: Any) -> RunResult:
+        return pipeline(arguments.input, arguments.output, settings, **talk)
+
+    return _tell(_run(arguments, start, name))
 
 
 def _run_apart(arguments: argparse.Namespace) -> int:
@@ -279,7 +296,7 @@ def _run_apart(arguments: argparse.Namespace) -> int:
 
 
 def _demo(arguments: argparse.Namespace) -> int:
-    def start(settings: GridSettings, **talk: Any) -> tuple[RunResult, str]:
+    def start(_: Callable, settings: GridSettings, **talk: Any) -> tuple[RunResult, str]:
         from zemosaic_demo import run_demo
         from zemosaic_truth import format_score
 

@@ -11,6 +11,7 @@ import difflib
 import json
 import math
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
@@ -31,7 +32,7 @@ GPU_KEYS = ("use_gpu_grid", "use_gpu_phase5", "stack_use_gpu", "use_gpu_stack") 
 COMMAND_LINE, ENVIRONMENT, FILE, DEFAULT = "command line", "environment", "file", "default"
 
 _FOLDERS, _STACKING, _GRID, _GPU, _LOGGING = "Input and output", "Stacking", "Grid", "GPU", "Logging"
-_GROUPS = "Groups of the Classic pipeline (to come)"
+_CLASSIC = "Classic"
 _SOLVING = "Plate solving"
 _BOOL_WORDS = {"1": 1, "true": 1, "yes": 1, "on": 1, "0": 0, "false": 0, "no": 0, "off": 0}
 _UNDEFINED = (None, "", "auto", "none", "null")
@@ -91,65 +92,39 @@ class Option:
         }[self.kind]
 
 
+# fmt: off
 #: What options are called in a form.
 _LABELS = {
-    "input_dir": "Frames",
-    "output_dir": "Results",
-    "save_final_as_uint16": "16-bit copy for viewers",
-    "legacy_rgb_cube": "Bare colour cube",
-    "stacking_normalize_method": "Bringing frames to one level",
-    "stacking_weighting_method": "Weight of a frame",
-    "stacking_rejection_algorithm": "Rejection",
-    "stacking_kappa_low": "Rejection threshold, low",
-    "stacking_kappa_high": "Rejection threshold, high",
-    "stacking_winsor_limits": "Winsor limits",
-    "stacking_final_combine_method": "Combination",
-    "reject_spread": "Spread for rejection",
-    "frame_feather_px": "Soft frame edges",
-    "apply_radial_weight": "Less weight in corners",
-    "radial_feather_fraction": "Radial weight: reach",
-    "radial_shape_power": "Radial weight: power",
-    "min_radial_weight_floor": "Radial weight: floor",
-    "grid_mode_enabled": "Grid mode",
-    "grid_workers": "Workers",
-    "grid_size_factor": "Tile size factor",
-    "grid_chunk_ram_mb": "Memory per worker",
-    "grid_overlap_px": "Margin of tile files",
-    "grid_rgb_equalize": "Equalise RGB",
-    "flat_from_frames": "Vignetting from the frames",
-    "resampling_kernel": "Resampling",
-    "canvas_orientation": "Orientation",
-    "refine_wcs": "Refine positions",
-    "cluster_panel_threshold": "Panel threshold",
-    "cluster_target_groups": "Number of groups",
-    "cluster_orientation_split_deg": "Orientation split",
-    "cluster_by_filter": "Groups by filter",
-    "cluster_by_instrument": "Groups by instrument",
-    "solve_missing_wcs": "Solve frames without WCS",
-    "solver_method": "Plate solver",
-    "align_by_stars": "Place by shared stars",
-    "astap_path": "ASTAP program",
-    "astap_data_dir": "ASTAP star database",
-    "astrometry_local_path": "astrometry.net index files",
-    "astap_search_radius_deg": "Search radius",
-    "solver_downsample": "Downsampling for the solver",
-    "solve_timeout_s": "Time limit of the solver",
-    "astap_max_instances": "Solvers at once",
-    "solve_retry_failed": "Try failed frames again",
-    "force_resolve_existing_wcs": "Solve all frames anew",
-    "use_gpu_grid": "GPU",
-    "use_gpu_phase5": "GPU, older switch 1",
-    "stack_use_gpu": "GPU, older switch 2",
-    "use_gpu_stack": "GPU, older switch 3",
-    "logging_level": "Log level",
+    "input_dir": "Frames", "output_dir": "Results", "save_final_as_uint16": "16-bit copy for viewers",
+    "legacy_rgb_cube": "Bare colour cube", "stacking_normalize_method": "Bringing frames to one level",
+    "stacking_weighting_method": "Weight of a frame", "stacking_rejection_algorithm": "Rejection",
+    "stacking_kappa_low": "Rejection threshold, low", "stacking_kappa_high": "Rejection threshold, high",
+    "stacking_winsor_limits": "Winsor limits", "stacking_final_combine_method": "Combination",
+    "reject_spread": "Spread for rejection", "frame_feather_px": "Soft frame edges",
+    "apply_radial_weight": "Less weight in corners", "radial_feather_fraction": "Radial weight: reach",
+    "radial_shape_power": "Radial weight: power", "min_radial_weight_floor": "Radial weight: floor",
+    "grid_mode_enabled": "Grid mode", "grid_workers": "Workers", "grid_size_factor": "Tile size factor",
+    "grid_chunk_ram_mb": "Memory per worker", "grid_overlap_px": "Margin of tile files",
+    "grid_rgb_equalize": "Equalise RGB", "flat_from_frames": "Vignetting from the frames",
+    "resampling_kernel": "Resampling", "canvas_orientation": "Orientation", "refine_wcs": "Refine positions",
+    "cluster_panel_threshold": "Panel threshold", "cluster_target_groups": "Number of groups",
+    "cluster_orientation_split_deg": "Orientation split", "cluster_by_filter": "Groups by filter",
+    "cluster_by_instrument": "Groups by instrument", "final_assembly_method": "Assembly of master tiles",
+    "intertile_photometric_match": "Match of master tiles", "solve_missing_wcs": "Solve frames without WCS",
+    "solver_method": "Plate solver", "align_by_stars": "Place by shared stars", "astap_path": "ASTAP program",
+    "astap_data_dir": "ASTAP star database", "astrometry_local_path": "astrometry.net index files",
+    "astap_search_radius_deg": "Search radius", "solver_downsample": "Downsampling for the solver",
+    "solve_timeout_s": "Time limit of the solver", "astap_max_instances": "Solvers at once",
+    "solve_retry_failed": "Try failed frames again", "force_resolve_existing_wcs": "Solve all frames anew",
+    "use_gpu_grid": "GPU", "use_gpu_phase5": "GPU, older switch 1", "stack_use_gpu": "GPU, older switch 2",
+    "use_gpu_stack": "GPU, older switch 3", "logging_level": "Log level",
 }
 
-# fmt: off
 OPTIONS: tuple[Option, ...] = (
     Option("input_dir", "str", "", _FOLDERS, "Folder of the exposures.", aliases=("input_folder",)),
     Option("output_dir", "str", "", _FOLDERS, "Folder that receives the mosaic.", aliases=("output_folder",)),
     Option("save_final_as_uint16", "bool", False, _FOLDERS,
-           "Also write mosaic_grid_viewer.fits, a 16-bit copy of the mosaic for image viewers."),
+           "Also write mosaic_..._viewer.fits, a 16-bit copy of the mosaic for image viewers."),
     Option("legacy_rgb_cube", "bool", False, _FOLDERS, "Write the viewer file as a bare 3-plane cube.",
            advanced=True),
     Option("stacking_normalize_method", "choice", "global", _STACKING,
@@ -189,7 +164,8 @@ OPTIONS: tuple[Option, ...] = (
     Option("grid_mode_enabled", "bool", False, _GRID,
            "Let `zemosaic run` use Grid mode also where the folder has no stack_plan.csv."),
     Option("grid_workers", "int", 0, _GRID,
-           "Worker processes that stack tiles; 0 or less = chosen from cores and memory."),
+           "Worker processes that stack tiles; 0 or less = chosen from cores and memory.",
+           aliases=("num_processing_workers",)),
     Option("grid_size_factor", "float", 1.0, _GRID,
            "Divides the side of a tile: a bigger value gives smaller tiles and the same mosaic.",
            minimum=0.1, maximum=100, advanced=True),
@@ -209,19 +185,25 @@ OPTIONS: tuple[Option, ...] = (
     Option("refine_wcs", "choice", "auto", _GRID,
            "Correct the frames' WCS so that their common stars coincide; auto = where it brings more than noise; "
            "a frame that is more than 5 px off is left out either way.", choices=("auto", "on", "off")),
-    Option("cluster_panel_threshold", "float", 0.0, _GROUPS,
+    Option("cluster_panel_threshold", "float", 0.0, _CLASSIC,
            "Frames are linked if their centres are no further apart than this; what is linked is one group, cut "
            "where it outgrows a circle of this radius or of half a frame's short side, whichever is larger; "
            "0 = half the short side.", unit="deg", minimum=0, maximum=180),
-    Option("cluster_target_groups", "int", 0, _GROUPS,
+    Option("cluster_target_groups", "int", 0, _CLASSIC,
            "Number of groups, before orientation splits them, that the threshold is chosen for, however wide they "
            "get; 0 = none.", minimum=0),
-    Option("cluster_orientation_split_deg", "float", 0.0, _GROUPS,
+    Option("cluster_orientation_split_deg", "float", 0.0, _CLASSIC,
            "Position angles in a group differ by no more than this, half a turn counting as none; 0 = any may.",
            unit="deg", minimum=0, maximum=180),
-    Option("cluster_by_filter", "bool", False, _GROUPS, "Keep frames of different filters in different groups."),
-    Option("cluster_by_instrument", "bool", False, _GROUPS,
+    Option("cluster_by_filter", "bool", False, _CLASSIC, "Keep frames of different filters in different groups."),
+    Option("cluster_by_instrument", "bool", False, _CLASSIC,
            "Keep frames of different instruments in different groups.", advanced=True),
+    Option("final_assembly_method", "choice", "reproject_coadd", _CLASSIC,
+           "How master tiles become the mosaic: all that cover a part of it at once, or one after the other, "
+           "added to sums on the disk; the mosaic is the same.", choices=("reproject_coadd", "incremental")),
+    Option("intertile_photometric_match", "bool", True, _CLASSIC,
+           "Bring master tiles together by their common stars and sky, where that proves to be worth it.",
+           aliases=("match_background_for_final",), advanced=True),
     Option("solve_missing_wcs", "bool", True, _SOLVING,
            "Let a plate solver find the place on the sky of frames that have no usable WCS."),
     Option("align_by_stars", "bool", True, _SOLVING,
@@ -266,6 +248,44 @@ OPTIONS: tuple[Option, ...] = (
 
 _BY_KEY = {option.key: option for option in OPTIONS}
 _OTHER_NAMES = {name: option.key for option in OPTIONS for name in option.older_names}
+
+
+# Options of the older program that are gone, and what became of what they were for.
+_GONE = tuple(
+    (re.compile(names), instead)
+    for names, instead in (
+        (
+            "(auto_)?(max_raw|limit_frames)_per_master_tile|winsor_.*|extreme_group_.*",
+            "groups need no limit, since grid_chunk_ram_mb bounds the memory whatever their size",
+        ),
+        ("allow_batch_duplication|min_safe_stack|target_stack", "no frame is counted twice to fill a group"),
+        ("batch_overlap_pct", "grid_overlap_px adds a margin to tile files"),
+        ("enable_tile_weighting|tile_weight_.*", "master tiles weigh what their frames weigh"),
+        (
+            "intertile_.*|use_auto_intertile|center_out_.*|p3_center_.*|anchor_quality_.*|(enable_)?poststack_anchor_.*"
+            "|two_pass_.*|inter_master_.*",
+            "stacking_normalize_method matches all frames of a run at once, intertile_photometric_match the tiles",
+        ),
+        (
+            "incremental_feather_parity|(apply_)?master_tile_crop.*|quality_(crop|gate)_.*|crop_follow_signal|altaz_.*",
+            "edges are softened by frame_feather_px, corners weigh less with apply_radial_weight",
+        ),
+        (
+            "coadd_.*|cleanup_temp_artifacts|cache_retention",
+            "final_assembly_method=incremental keeps its sums on the disk; temporary files are always removed",
+        ),
+        ("enable_resource_telemetry|resource_telemetry_.*", "report.json has times and memory of a run"),
+        ("parallel_.*|assembly_process_workers", "grid_workers and grid_chunk_ram_mb say what a run may take"),
+        ("gpu_id_phase5|gpu_selector", "every GPU that is found is used"),
+        (
+            "auto_detect_seestar|force_seestar_mode|sds_.*|global_(coadd|wcs)_.*",
+            "every run lays out one canvas first; canvas_orientation turns it",
+        ),
+        ("astap_default_sensitivity", "it never reached ASTAP"),
+        ("astrometry_api_key", "frames are solved on this machine; solver_method says how"),
+        ("preferred_gui_backend(_explicit)?|enable_early_filter", "there is one desktop program"),
+    )
+)
 
 
 class Setting(NamedTuple):
@@ -441,8 +461,13 @@ def _settle_gpu(layers: Mapping[str, Mapping[str, Value]]) -> tuple[dict[str, Se
 def _notes_on(raw: Mapping[str, object]) -> tuple[str, ...]:
     """Say which keys of the file do nothing: a sentence for each likely slip, and one for all the others."""
     unknown = [key for key in raw if key not in _BY_KEY and key not in _OTHER_NAMES and key != VERSION_KEY]
+    gone = {key: instead for key in unknown if (instead := _instead_of(key))}
+    unknown = [key for key in unknown if key not in gone]
     near = {key: _nearest(key, cutoff=0.85) for key in unknown}
     notes = [f"unknown key '{key}' in the file; did you mean '{hit}'?" for key, hit in near.items() if hit]
+    for instead in dict.fromkeys(gone.values()):
+        names = [key for key, what in gone.items() if what == instead]
+        notes.append(f"{', '.join(names)} {'is' if len(names) == 1 else 'are'} gone: {instead}")
     others = [key for key in unknown if not near[key]]
     if others:
         more = f" and {len(others) - 8} more" if len(others) > 8 else ""
@@ -450,6 +475,11 @@ def _notes_on(raw: Mapping[str, object]) -> tuple[str, ...]:
     if _version_of(raw) > CONFIG_VERSION:
         notes.append(f"the file is of a newer ZeMosaic ({VERSION_KEY} {raw[VERSION_KEY]}); parts may be ignored")
     return tuple(notes)
+
+
+def _instead_of(key: str) -> str:
+    """Return what became of an option that is gone; empty for any other key."""
+    return next((instead for names, instead in _GONE if names.fullmatch(key)), "")
 
 
 Migration = Callable[[dict[str, object]], None]

@@ -10,13 +10,51 @@ import enum
 import inspect
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, MutableMapping
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from zemosaic_types import LeftOut, Rect, RunCancelled
 
 logger = logging.getLogger("ZeMosaicWorker.events")
+
+_tag = "GRID"  # of the pipeline whose run this process works for
+
+
+class _Tagged(logging.LoggerAdapter):
+    """A logger whose lines begin with the name of the pipeline."""
+
+    def process(self, msg: str, kwargs: MutableMapping[str, Any]) -> tuple[str, MutableMapping[str, Any]]:
+        """Put the tag before a line."""
+        return f"[{_tag}] {msg}", kwargs
+
+
+def tagged_logger(name: str) -> logging.LoggerAdapter:
+    """Return a logger for modules that pipelines share: its lines begin with `log_tag` in brackets."""
+    return _Tagged(logging.getLogger(name), {})
+
+
+def log_tag() -> str:
+    """Return the tag of this process's log lines."""
+    return _tag
+
+
+def set_log_tag(tag: str) -> None:
+    """Let the lines of every `tagged_logger` of this process begin with another tag."""
+    global _tag
+    _tag = tag
+
+
+@contextmanager
+def tagged(tag: str) -> Iterator[None]:
+    """Use a tag within the block: for one run."""
+    before = _tag
+    set_log_tag(tag)
+    try:
+        yield
+    finally:
+        set_log_tag(before)
 
 
 class FinishReason(enum.Enum):
@@ -68,7 +106,10 @@ class PlannedTile:
 
 @dataclass(frozen=True, slots=True)
 class TilesPlanned:
-    """The canvas, ``(ny, nx)``, is cut into tiles; those that no frame touches are not among them."""
+    """The canvas, ``(ny, nx)``, is cut into tiles; those that no frame touches are not among them.
+
+    Classic says so twice: of its master tiles, which overlap, and of the cells that it coadds; numbers go on.
+    """
 
     shape: tuple[int, int]
     tiles: tuple[PlannedTile, ...]

@@ -245,6 +245,27 @@ def read_alpha(path: Path, header: FrameHeader, rect: Rect) -> np.ndarray | None
     return np.clip(np.nan_to_num(alpha, copy=False, nan=0.0), 0.0, 1.0)
 
 
+def read_planes(path: Path, header: FrameHeader, hdu: int, rect: Rect) -> np.ndarray:
+    """Read a rectangle of a further image of a frame: (c, h, w) float32, of as many planes as it has.
+
+    Parameters
+    ----------
+    path, header, rect
+        As for `read_section`.
+    hdu : int
+        Index of the image, which has the shape of the frame.
+
+    Raises
+    ------
+    FrameError
+        If the file cannot be read, is damaged, or holds no such image.
+    """
+    raw, scaling = _read(path, hdu, header.shape, rect)
+    if raw is None:
+        raise FrameError(f"its image {hdu} has not the shape of the frame")
+    return scaling.apply(raw).astype(np.float32, copy=False)
+
+
 def _scaling(header: fits.Header) -> Scaling:
     bitpix = header["BITPIX"]
     if bitpix not in (8, 16, 32, 64, -32, -64):

@@ -14,26 +14,24 @@ import math
 import os
 import shutil
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import BinaryIO, Self
 
 import numpy as np
 from astropy.io import fits
-from astropy.io.fits.verify import VerifyWarning
 from astropy.utils.exceptions import AstropyUserWarning
 from astropy.wcs import WCS
 from PIL import Image
 
+from zemosaic_fits_checksums import BLOCK, CARD, folded, padded, quiet_cards, with_checksums
 from zemosaic_temp_files import temp_path, why
 from zemosaic_types import FrameError, OutputError
 
 logger = logging.getLogger("ZeMosaicWorker.products")
 
-_BLOCK = 2880
-_CARD = 80
-_WORD = 0xFFFFFFFF
 _DISK_FULL = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)}
 _CANNOT_RESERVE = {errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL}
 
@@ -134,8 +132,8 @@ def write_hdus(path: Path, hdulist: fits.HDUList) -> None:
         If the file cannot be written.
     """
     # Checksum cards and an END may each open one more header block.
-    needed = sum(hdu.filebytes() + _BLOCK for hdu in hdulist)
-    with atomic_path(path, needed_bytes=needed) as temp, temp.open("wb") as file, _quiet_cards():
+    needed = sum(hdu.filebytes() + BLOCK for hdu in hdulist)
+    with atomic_path(path, needed_bytes=needed) as temp, temp.open("wb") as file, quiet_cards():
         _reserve(file, needed, path.parent)
         hdulist.writeto(_Sink(file), checksum=True)
         file.truncate()
@@ -294,7 +292,7 @@ class ImagePlace:
     @property
     def end(self) -> int:
         """Offset behind the padded image."""
-        return self.data_start + _padded(4 * math.prod(self.shape))
+        return self.data_start + padded(4 * math.prod(self.shape))
 
     def write(self, y0: int, x0: int, block: np.ndarray) -> Written:
         """Put a block into its place; who owns the stream must be told what is returned, once (`ImageStream.add`).
@@ -346,7 +344,36 @@ class ImagePlace:
             file.write(run.data)
 
 
-class ImageStream:
+class ImagePart:
+    """An image of a file that is being written; see `ImageStream`.
+
+    Attributes
+    ----------
+    place : ImagePlace
+    """
+
+    def __init__(self, place: ImagePlace) -> None:
+        self.place = place
+        self._sum = self._n_words = 0
+
+    def write(self, y0: int, x0: int, block: np.ndarray) -> None:
+        """Put a block into its place; see `ImagePlace.write`."""
+        self.add(self.place.write(y0, x0, block))
+
+    def add(self, written: Written) -> None:
+        """Count a part that was written through `place`, by whatever process."""
+        self._n_words += written.n_words
+        self._sum += written.word_sum
+
+    def _cards(self, described: fits.Header, length: int) -> bytes:
+        """Return the header of the image, once all of its pixels are there."""
+        expected = math.prod(self.place.shape)
+        if self._n_words != expected:
+            raise OutputError(f"{self.place.product} is incomplete: {self._n_words} of {expected} samples written")
+        return with_checksums(described, folded(self._sum), length)
+
+
+class ImageStream(ImagePart):
     """A big image that is written block by block into the primary HDU of a FITS file, by one or many processes.
 
     Every pixel must be written and told (`write`, or `ImagePlace.write` and `add`) exactly once, in any order: the
@@ -362,7 +389,13 @@ class ImageStream:
     dtype : dtype
         float32 or int32. (Each sample is one word of the data sum, which so needs no order.)
     n_cards : int
-        Room for so many cards of the header, those that describe the array included; what stays free is blank.
+        Room for so many cards of a header, those that describe the array included; what stays free is blank.
+    extensions : mapping of dtype
+        Images of the same shape that follow the first in the file, by their names.
+
+    Attributes
+    ----------
+    extensions : dict of ImagePart
 
     Raises
     ------
@@ -372,19 +405,32 @@ class ImageStream:
         If `shape` or `dtype` is not one of the above.
     """
 
-    def __init__(self, path: Path, shape: tuple[int, ...], dtype: np.dtype | type, *, n_cards: int = 71) -> None:
-        self._shape, self._dtype = shape, np.dtype(dtype)
-        if self._dtype.name not in ("float32", "int32") or len(shape) not in (2, 3) or min(shape) < 1:
-            raise ValueError(f"a streamed image is float32 or int32, 2-D or 3-D, not {self._dtype} {shape}")
+    def __init__(
+        self,
+        path: Path,
+        shape: tuple[int, ...],
+        dtype: np.dtype | type,
+        *,
+        n_cards: int = 71,
+        extensions: Mapping[str, np.dtype | type] = MappingProxyType({}),
+    ) -> None:
+        kinds = [np.dtype(kind) for kind in (dtype, *extensions.values())]
+        if any(k.name not in ("float32", "int32") for k in kinds) or len(shape) not in (2, 3) or min(shape) < 1:
+            raise ValueError(f"a streamed image is float32 or int32, 2-D or 3-D, not {kinds[0]} {shape}")
+        self._shape, self._room = shape, padded(CARD * (n_cards + 1))
         planes = shape if len(shape) == 3 else (1, *shape)
-        start = _padded(_CARD * (n_cards + 1))
-        self.place = ImagePlace(path, temp_path(path), start, planes, self._dtype.newbyteorder(">").str)
-        self._sum = self._n_words = 0
+        places: list[ImagePlace] = []
+        for kind in kinds:
+            start = self._room + (places[-1].end if places else 0)
+            places.append(ImagePlace(path, temp_path(path), start, planes, kind.newbyteorder(">").str))
+        super().__init__(places[0])
+        self.extensions = dict(zip(extensions, map(ImagePart, places[1:]), strict=True))
+        self._end = places[-1].end
         self._complete = self._flushed = False
         self._file: BinaryIO | None = None
         with self._guard():
             self._file = self.place.temp.open("w+b")
-            _reserve(self._file, self.place.end, path.parent)
+            _reserve(self._file, self._end, path.parent)
 
     def __enter__(self) -> Self:
         return self
@@ -396,22 +442,25 @@ class ImageStream:
         """Put a block into its place; see `ImagePlace.write`. If the disk refuses, the stream is given up."""
         self._check_open()
         with self._guard():
-            self.add(self.place.write(y0, x0, block))
+            super().write(y0, x0, block)
 
-    def add(self, written: Written) -> None:
-        """Count a part that was written through `place`, by whatever process."""
-        self._n_words += written.n_words
-        self._sum += written.word_sum
-
-    def complete(self, header: fits.Header, tables: Sequence[fits.BinTableHDU] = ()) -> None:
-        """Write what stands around the pixels: header, checksums, tables.
+    def complete(
+        self,
+        header: fits.Header,
+        tables: Sequence[fits.BinTableHDU] = (),
+        *,
+        headers: Mapping[str, fits.Header] = MappingProxyType({}),
+    ) -> None:
+        """Write what stands around the pixels: headers, checksums, tables.
 
         Parameters
         ----------
         header : astropy.io.fits.Header
             Cards of the product. Those that describe the array are replaced; the header itself is not altered.
         tables : sequence of BinTableHDU
-            Extensions to put behind the image.
+            Extensions to put behind the images.
+        headers : mapping of Header
+            Cards of the further images, by their names.
 
         Raises
         ------
@@ -422,18 +471,16 @@ class ImageStream:
         """
         self._check_open()
         with self._guard():
-            expected = math.prod(self._shape)
-            if self._n_words != expected:
-                raise OutputError(
-                    f"{self.place.product} is incomplete: {self._n_words} of {expected} samples written"
-                )
-            described = _stream_header(header, self._shape, self._dtype)
-            cards = _with_checksums(described, _folded(self._sum), self.place.data_start)
-            # The padding behind the image is zero: reserving made the file that long.
-            self._file.seek(self.place.end)
+            parts: dict[str, ImagePart] = {"": self, **self.extensions}
+            for name, part in parts.items():
+                cards = headers.get(name, fits.Header()) if name else header
+                described = _stream_header(cards, self._shape, np.dtype(part.place.dtype), name)
+                text = part._cards(described, self._room)
+                self._file.seek(part.place.data_start - self._room)
+                self._file.write(text)
+            # The padding behind the images is zero: reserving made the file that long.
+            self._file.seek(self._end)
             self._file.write(_extension_bytes(tables))
-            self._file.seek(0)
-            self._file.write(cards)
             self._file.flush()
             self._complete = True
 
@@ -493,16 +540,19 @@ class ImageStream:
             raise
 
 
-def _stream_header(header: fits.Header, shape: tuple[int, ...], dtype: np.dtype) -> fits.Header:
-    """Return a copy of the header that describes the image and has a place for the checksums."""
-    cards = [("SIMPLE", True, "conforms to the FITS standard"), ("BITPIX", -32 if dtype.kind == "f" else 32)]
-    cards += [("NAXIS", len(shape))]
+def _stream_header(header: fits.Header, shape: tuple[int, ...], dtype: np.dtype, name: str) -> fits.Header:
+    """Return a copy of the header that describes the image and has a place for the checksums.
+
+    An image with a `name` is an extension.
+    """
+    first = ("XTENSION", "IMAGE", "image extension") if name else ("SIMPLE", True, "conforms to the FITS standard")
+    cards = [first, ("BITPIX", -32 if dtype.kind == "f" else 32), ("NAXIS", len(shape))]
     cards += [(f"NAXIS{axis}", length) for axis, length in enumerate(reversed(shape), start=1)]
-    cards += [("EXTEND", True)]
+    cards += [("PCOUNT", 0), ("GCOUNT", 1), ("EXTNAME", name)] if name else [("EXTEND", True)]
     described = header.copy(strip=True)  # without the cards that describe another array
     for key in ("CHECKSUM", "DATASUM", *(["BLANK"] if dtype.kind == "f" else [])):
         described.remove(key, ignore_missing=True, remove_all=True)
-    with _quiet_cards():
+    with quiet_cards():
         new = fits.Header(cards)
         new.extend(described)
         new["DATASUM"] = ("0", "sum of the data words")
@@ -514,67 +564,10 @@ def _extension_bytes(tables: Sequence[fits.BinTableHDU]) -> bytes:
     if not tables:
         return b""
     whole = io.BytesIO()
-    with _quiet_cards():
+    with quiet_cards():
         hdulist = fits.HDUList([fits.PrimaryHDU(), *tables])
         hdulist.writeto(whole, checksum=True)
     return whole.getvalue()[hdulist[0].filebytes() :]
-
-
-# ---- checksums (FITS standard 4.0, appendix J) -----------------------------------------------------------
-
-
-def _with_checksums(header: fits.Header, datasum: int, length: int) -> bytes:
-    """Return a header of so many bytes with DATASUM and CHECKSUM; `datasum` is the sum of the data words."""
-    done = header.copy()
-    done["DATASUM"] = str(datasum)
-    done["CHECKSUM"] = "0" * 16
-    words = np.frombuffer(_header_bytes(done, length), dtype=">u4")
-    total = _folded(int(words.sum(dtype=np.uint64)) + datasum)
-    done["CHECKSUM"] = _checksum_text(total ^ _WORD)
-    return _header_bytes(done, length)
-
-
-def _folded(total: int) -> int:
-    """Return the ones'-complement sum of 32-bit words from their plain sum: carries are added at the low end."""
-    while total > _WORD:
-        total = (total & _WORD) + (total >> 32)
-    return total
-
-
-def _checksum_text(value: int) -> str:
-    """Return 16 letters and digits that add `value` to a sum in which they replace 16 zeros.
-
-    Each of the four bytes is spread over four characters that stand in the same byte of four words. Pairs of
-    characters move apart, one up and one down, until none is a punctuation mark.
-    """
-    letters = [0] * 16
-    for position, byte in enumerate(value.to_bytes(4, "big")):
-        quarter, rest = divmod(byte, 4)
-        four = [quarter + ord("0") + extra for extra in (rest, 0, 0, 0)]
-        for first in (0, 2):
-            while not all(chr(code).isalnum() for code in four[first : first + 2]):
-                four[first] += 1
-                four[first + 1] -= 1
-        letters[position::4] = four
-    # The value of a card starts in column 12, the last byte of a word: turn by one.
-    return "".join(map(chr, [letters[-1], *letters[:-1]]))
-
-
-def _header_bytes(header: fits.Header, length: int) -> bytes:
-    """Return a header of so many bytes, whole blocks; blank cards bring END into the last of them."""
-    with _quiet_cards():
-        cards = header.tostring(endcard=False, padding=False).encode("ascii")
-    if len(cards) > length - _CARD:
-        raise ValueError(f"a header of {len(cards) // _CARD} cards does not fit into {length} bytes")
-    return (cards.ljust(length - _BLOCK) + b"END").ljust(length)
-
-
-@contextlib.contextmanager
-def _quiet_cards() -> Iterator[None]:
-    """Ignore what astropy says about cards whose comment it has to shorten."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", VerifyWarning)
-        yield
 
 
 # ---- folders and the disk --------------------------------------------------------------------------------
@@ -676,7 +669,3 @@ def _size_text(n_bytes: int) -> str:
         if n_bytes >= factor:
             return f"{n_bytes / factor:.1f} {unit}"
     return f"{n_bytes} bytes"
-
-
-def _padded(n_bytes: int) -> int:
-    return -(-n_bytes // _BLOCK) * _BLOCK

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from zemosaic_fits_io import frame_wcs, read_alpha, read_section
+from zemosaic_fits_io import frame_wcs, read_alpha, read_planes, read_section
 from zemosaic_flat import section_polynomials
 from zemosaic_preprocess import ISOLATED_SIGMA, SUPPORT_PX, bayer_colours, demosaic, flattened, replace_isolated
 from zemosaic_reproject import (
@@ -68,7 +68,8 @@ class FrameSource:
     grid : Lattice
         Its pixel map.
     colours : ndarray, shape (2, 2), or None
-        Colours of the cell of a raw frame, all 0 for a mono one; None for planes that were demosaiced before.
+        Colours of the cell of a raw frame, all 0 for a mono one; None for planes that were demosaiced or stacked
+        before.
     """
 
     def __init__(self, frame: StackFrame, canvas: Canvas, kernel: str) -> None:
@@ -145,7 +146,7 @@ class FrameSource:
         return clean[None] if self.colours is MONO else demosaic(clean, self.colours)
 
     def pixel_weights(self, part: Rect, radial: RadialWeight | None, feather_px: float) -> np.ndarray | None:
-        """Return the weight of each pixel of `part`, float32: alpha, resampled like data, `radial`, and a feather.
+        """Return the weight of each pixel of `part`, float32: its own, resampled, `radial`, and a feather.
 
         None if all are 1.
 
@@ -155,7 +156,7 @@ class FrameSource:
             If the frame cannot be read.
         """
         feathered = feather_px > 0 and not is_inside(self.grid, part, self.header.shape, feather_px)
-        weight = self._alpha(part)
+        weight = self._own_weights(part)
         if weight is None:
             if radial is None and not feathered:
                 return None
@@ -166,15 +167,26 @@ class FrameSource:
             feather(self.grid, part, self.header.shape, feather_px, weight)
         return weight
 
-    def _alpha(self, part: Rect) -> np.ndarray | None:
-        if self.header.alpha_hdu is None:
+    @property
+    def weighs_pixels(self) -> bool:
+        """Whether the frame brings weights of its own pixels."""
+        return self.header.alpha_hdu is not None or self.header.weight_hdu is not None
+
+    def _own_weights(self, part: Rect) -> np.ndarray | None:
+        """Return the weights that the file gives the pixels of `part`, colours averaged; None if it gives none."""
+        if not self.weighs_pixels:
             return None
         section = self.section_of(part)
-        alpha = None if section.empty else read_alpha(self._path, self.header, section)
-        if alpha is None:
+        own = None if section.empty else self._stored_weights(section)
+        if own is None:
             return np.zeros(part.shape, dtype=np.float32)
-        plane = resample(alpha[None], section, self.header.shape, self.grid, part, kernel="bilinear")[0]
+        plane = resample(own[None], section, self.header.shape, self.grid, part, kernel="bilinear")[0]
         return np.nan_to_num(plane)
+
+    def _stored_weights(self, section: Rect) -> np.ndarray | None:
+        if self.header.weight_hdu is None:
+            return read_alpha(self._path, self.header, section)
+        return read_planes(self._path, self.header, self.header.weight_hdu, section).mean(axis=0)
 
     def _radial(self, part: Rect, radial: RadialWeight) -> np.ndarray:
         ny, nx = self.header.shape
@@ -193,6 +205,6 @@ def flattened_planes(flattened: Callable, planes: Any, rows: Any, columns: Any, 
 
 def _colours(frame: StackFrame) -> np.ndarray | None:
     header = frame.record.header
-    if header.layout in ("chw", "hwc"):
+    if header.layout in ("chw", "hwc") or header.weight_hdu is not None:
         return None
     return bayer_colours(header.bayer) if header.bayer else MONO

@@ -8,7 +8,7 @@ from __future__ import annotations
 import difflib
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import NoReturn
@@ -303,7 +303,7 @@ def _is_utf8(text: str) -> bool:
     return True
 
 
-def read_groups(path: Path, records: Iterable[FrameRecord]) -> GroupPlan:
+def read_groups(path: Path, records: Iterable[FrameRecord], *, left_out: Collection[str] = ()) -> GroupPlan:
     """Read a plan of groups that was written, and perhaps edited.
 
     Groups keep their order and names; their frames are sorted and their centres found again, since frames may have
@@ -314,6 +314,8 @@ def read_groups(path: Path, records: Iterable[FrameRecord]) -> GroupPlan:
     path : Path
     records : iterable of FrameRecord
         The frames of the run. Those that the file does not name are left out, with `NOT_IN_FILE` as the reason.
+    left_out : collection of str
+        Ids of frames that the run had and has lost; the file may name them, and a group of none but them goes.
 
     Raises
     ------
@@ -322,7 +324,7 @@ def read_groups(path: Path, records: Iterable[FrameRecord]) -> GroupPlan:
         names a frame twice or one that the run does not have; with the file, the place in it and the reason.
     """
     by_id = {record.frame_id: record for record in records}
-    content = _Reader(path, by_id).content()
+    content = _without(_Reader(path, {*by_id, *left_out}).content(), set(left_out) - by_id.keys())
     claimed = {name for group in content["groups"] for name in group["frames"]} | set(content["ungrouped"])
     ungrouped = content["ungrouped"] | {name: NOT_IN_FILE for name in by_id if name not in claimed}
     groups = tuple(
@@ -335,6 +337,15 @@ def read_groups(path: Path, records: Iterable[FrameRecord]) -> GroupPlan:
         for group in content["groups"]
     )
     return GroupPlan(groups, dict(sorted(ungrouped.items())), content["parameters"], tuple(content["notes"]))
+
+
+def _without(content: dict, lost: set[str]) -> dict:
+    """Return the content of a file without some frames, and without the groups that lose all of theirs."""
+    groups = [
+        group | {"frames": [name for name in group["frames"] if name not in lost]} for group in content["groups"]
+    ]
+    ungrouped = {name: reason for name, reason in content["ungrouped"].items() if name not in lost}
+    return content | {"groups": [group for group in groups if group["frames"]], "ungrouped": ungrouped}
 
 
 def _centre(records: Iterable[FrameRecord]) -> tuple[float, float] | None:

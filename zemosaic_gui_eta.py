@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from zemosaic_events import PhaseProgress
 
 #: Phases that tell their progress, in order, and their usual shares of the time.
-_SHARES = {"scan": 1, "headers": 4, "solve": 10, "measure": 30, "stack": 48, "assemble": 7}
+_SHARES = {"scan": 1, "headers": 4, "solve": 10, "measure": 30, "stack": 48, "coadd": 0, "assemble": 7}
+_CLASSIC_SHARES = _SHARES | {"coadd": 12}  # only Classic coadds
+_SAME = {"add": "coadd"}  # phases that take each other's place
 _FIRST_SAYS = 0.05  # of the run; before, what was estimated beforehand counts
 _SPREAD = (0.5, 0.15)  # of the range, at the start and at the end
 _LATE, _LATE_S = 1.5, 5.0
@@ -31,9 +33,12 @@ class RunClock:
         Seconds on any clock, when the run starts.
     expected_s : tuple of float, optional
         Range of the whole run, estimated beforehand.
+    pipeline : str
+        Which has a share of its own for each phase.
     """
 
-    def __init__(self, now: float, expected_s: tuple[float, float] | None = None) -> None:
+    def __init__(self, now: float, expected_s: tuple[float, float] | None = None, pipeline: str = "grid") -> None:
+        self._shares = _CLASSIC_SHARES if pipeline == "classic" else _SHARES
         self._start = now
         self._expected = expected_s if expected_s and expected_s[1] > 0 else None
         self._shown: Outlook | None = None
@@ -43,12 +48,13 @@ class RunClock:
     def hear(self, event: PhaseProgress) -> None:
         """Take the progress of a phase into account; a phase of another pipeline has a name, but no share."""
         self.phase = event.phase
-        if event.phase not in _SHARES or event.total <= 0:
+        phase = _SAME.get(event.phase, event.phase)
+        if phase not in self._shares or event.total <= 0:
             return
-        names = list(_SHARES)
-        before = sum(_SHARES[name] for name in names[: names.index(event.phase)])
-        share = _SHARES[event.phase] * min(1.0, event.done / event.total)
-        self.fraction = max(self.fraction, (before + share) / sum(_SHARES.values()))
+        names = list(self._shares)
+        before = sum(self._shares[name] for name in names[: names.index(phase)])
+        share = self._shares[phase] * min(1.0, event.done / event.total)
+        self.fraction = max(self.fraction, (before + share) / sum(self._shares.values()))
 
     def elapsed(self, now: float) -> float:
         """Return the seconds since the start."""

@@ -31,7 +31,7 @@ from zemosaic_types import RunDied
 
 _TICK_MS = 500
 _STEPS = 1000
-_PHASES = ("scan", "headers", "solve", "measure", "stack", "assemble")
+_PHASES = ("scan", "headers", "solve", "measure", "stack", "coadd", "add", "assemble")
 _LINES_AT_MOST = 3  # of a reason, in the status; the log has it all
 
 
@@ -113,9 +113,9 @@ class RunPage(QWidget):
 
     # ---- a run -------------------------------------------------------------------------------------------
 
-    def begin(self, expected_s: tuple[float, float] | None) -> None:
-        """A run starts."""
-        self._clock = RunClock(time.monotonic(), expected_s)
+    def begin(self, pipeline: str, expected_s: tuple[float, float] | None) -> None:
+        """A run starts; `expected_s` is the range of its time, if that was estimated."""
+        self._clock = RunClock(time.monotonic(), expected_s, pipeline)
         self._states = {}
         self.log.clear()
         self.problems.clear()
@@ -132,7 +132,7 @@ class RunPage(QWidget):
                 self._on_progress(event, phase, done, total)
                 return
             case TilesPlanned(_, tiles):
-                self._tiles = {tile.tile: tile for tile in tiles}
+                self._tiles, self._states = {tile.tile: tile for tile in tiles}, {}
                 if self.map.widget is not None:
                     self.map.widget.set_tiles(tiles)
             case TileStarted(tile):

@@ -336,7 +336,7 @@ class MainWindow(QMainWindow):
         )
         done = self.input.found.done
         self._show_plan()
-        self.run_page.begin(done.wall_s if done else None)
+        self.run_page.begin(name, done.wall_s if done else None)
         self.run_page.log.add(f"{title_of(name)}: {reason}")
         self._start(self.run, request)
         self._show_state()

@@ -11,7 +11,7 @@ import io
 import json
 import platform
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, fields
@@ -19,6 +19,7 @@ from datetime import UTC, datetime
 from functools import cached_property
 from importlib import metadata
 from pathlib import Path
+from types import MappingProxyType
 
 import astropy.units as u
 import numpy as np
@@ -45,9 +46,11 @@ SOFTWARE = "ZeMosaic"
 #: Quantities of the ledger that have a value a colour.
 COLOURED = frozenset({"sky", "noise", "gain", "offset", "weight", "gradient_x", "gradient_y", "match_residual"})
 
+#: Room of a product's header: two blocks; it has about 50 cards.
+PRODUCT_CARDS = 71
+
 COLOURS = "rgb"
 _BAND_SAMPLES = 8_000_000  # of an image in memory while it is shrunk
-_CARDS = 71  # room of a product's header: two blocks; it has about 50 cards
 _CONTENTS = {
     "image": ("adu", "as the frames, scaled by the match"),
     "weight": ("", "sum of the weights of the samples"),
@@ -58,7 +61,7 @@ _LONGEST_EXPOSURE_S = 86400.0
 
 @dataclass(frozen=True)
 class ProductPaths:
-    """Where the products of a run go; `stem` is ``mosaic_grid`` in Grid mode."""
+    """Where the products of a run go; `stem` is ``mosaic_grid`` in Grid mode, ``mosaic_classic`` in Classic."""
 
     folder: Path
     stem: str = "mosaic_grid"
@@ -117,6 +120,20 @@ class ProductPaths:
     def tiles(self) -> Path:
         """Folder of the tiles."""
         return self.folder / "tiles"
+
+    @property
+    def groups(self) -> Path:
+        """Which frames went together, in Classic."""
+        return self.folder / "groups.json"
+
+    @property
+    def master_tiles(self) -> Path:
+        """Folder of the master tiles, in Classic."""
+        return self.folder / "master_tiles"
+
+    def master_tile(self, number: int) -> Path:
+        """Return the file of a master tile; numbers start at 1."""
+        return self.master_tiles / f"master_tile_{number:03d}.fits"
 
     def tile(self, number: int) -> Path:
         """Return the file of a tile; numbers start at 1."""
@@ -414,7 +431,7 @@ def open_products(
     }
     with ExitStack() as stack:
         yield {
-            name: stack.enter_context(ImageStream(path, full, dtype, n_cards=_CARDS))
+            name: stack.enter_context(ImageStream(path, full, dtype, n_cards=PRODUCT_CARDS))
             for name, (path, dtype) in wanted.items()
         }
 
@@ -509,8 +526,9 @@ def write_report(
     *,
     peak_memory_bytes: dict[str, int],
     n_tiles: int,
+    more: Mapping[str, object] = MappingProxyType({}),
 ) -> None:
-    """Write ``report.json``: versions, settings, times, memory and counts of a run."""
+    """Write ``report.json``: versions, settings, times, memory and counts of a run, and `more` of a pipeline."""
     libraries = ("numpy", "astropy", "scipy", "numba", "reproject", "sep", "shapely")
     versions = {"zemosaic": software_version(), "python": platform.python_version()}
     report = {
@@ -526,5 +544,6 @@ def write_report(
         "tiles": {"total": n_tiles, "failed": [asdict(failure) for failure in result.failed_tiles]},
         "caveats": list(summary.caveats),
         "left_out": [asdict(item) for item in result.left_out],
+        **more,
     }
     write_text(paths.report, json.dumps(report, indent=2, ensure_ascii=False) + "\n")

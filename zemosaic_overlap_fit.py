@@ -15,7 +15,6 @@ narrow strip would bend the mosaic.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -24,9 +23,10 @@ from scipy.sparse import bsr_matrix, coo_matrix, csr_matrix, diags_array, eye_ar
 from scipy.sparse.csgraph import connected_components
 from scipy.sparse.linalg import LinearOperator, cg, splu
 
+from zemosaic_events import tagged_logger
 from zemosaic_overlap_kernels import frame_sums, modelled, normal_product, own_blocks, point_sums
 
-logger = logging.getLogger("ZeMosaicWorker.match")
+logger = tagged_logger("ZeMosaicWorker.match")
 
 _HUBER = 1.5
 _TUKEY = 6.0
@@ -250,7 +250,7 @@ class _Fit:
             M=LinearOperator(size, precondition, dtype=float),
         )
         if failed:
-            logger.warning("[GRID] the match has not converged in %d rounds; panels may show", _CG_ROUNDS)
+            logger.warning("the match has not converged in %d rounds; panels may show", _CG_ROUNDS)
         self.theta = self._without_means(solution.reshape(shape))
 
     def _without_means(self, theta: np.ndarray) -> np.ndarray:

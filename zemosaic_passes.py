@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -11,7 +10,7 @@ import numpy as np
 
 from parallel_utils import Outcome, TaskPool, check_cancelled, peak_memory_bytes
 from zemosaic_astrometry import SolveOptions, choose_solver
-from zemosaic_events import RunStarted
+from zemosaic_events import RunStarted, tagged_logger
 from zemosaic_flat_frames import flatten_frames
 from zemosaic_frame_source import StackFrame
 from zemosaic_ledger import AS_SUGGESTED, EXCLUDED, frames_to_drop
@@ -28,7 +27,7 @@ from zemosaic_solving import CACHE_NAME, Verdict, WcsCache, solve_frames
 from zemosaic_star_placing import place_unsolved
 from zemosaic_types import FrameRecord, LeftOut, PlanError, PlanRow, SolverMissing
 
-logger = logging.getLogger("ZeMosaicWorker.passes")
+logger = tagged_logger("ZeMosaicWorker.passes")
 
 NOTHING: Mapping[str, str] = MappingProxyType({})
 
@@ -101,7 +100,7 @@ def read_frames(
         book.accept(record)
     if not records:
         raise PlanError(f"no usable frame in {folder}: {book.first_reasons()}")
-    logger.info("[GRID] Loaded %d frame(s)", len(records))
+    logger.info("Loaded %d frame(s)", len(records))
     return records
 
 
@@ -149,7 +148,7 @@ def solve_all(records: list[FrameRecord], options: SolveOptions, book: RunBook) 
     placed = [record for record in records if not (record.unplaced or options.resolve_all)]
     try:
         solver = choose_solver(options)
-        logger.info("[GRID] %d frame(s) go to %s", len(wanted), solver.name)
+        logger.info("%d frame(s) go to %s", len(wanted), solver.name)
     except SolverMissing as missing:
         solver, why = None, f" ({missing})" if str(missing) else ""
         if options.method != "none":
@@ -162,7 +161,7 @@ def solve_all(records: list[FrameRecord], options: SolveOptions, book: RunBook) 
     verdicts = solve_frames(wanted, solver, options, cache, **how)
     solved = [verdict for verdict in verdicts if not verdict.reason]
     n_remembered = sum(verdict.remembered for verdict in solved)
-    logger.info("[GRID] solved %d of %d frame(s), %d remembered", len(solved), len(wanted), n_remembered)
+    logger.info("solved %d of %d frame(s), %d remembered", len(solved), len(wanted), n_remembered)
     if options.align_by_stars:
         verdicts = place_unsolved(verdicts, placed, options, book)
     placed += [verdict.record for verdict in verdicts if not verdict.reason] + _keep_or_leave_out(verdicts, book)
@@ -178,7 +177,7 @@ def _keep_or_leave_out(verdicts: list[Verdict], book: RunBook) -> list[FrameReco
         if record.unplaced:
             book.leave_out(LeftOut(record.path, f"{record.unplaced}; {reason}", record.line))
         else:
-            logger.warning("[GRID] %s keeps the WCS that it has: %s", record.path, reason)
+            logger.warning("%s keeps the WCS that it has: %s", record.path, reason)
             kept.append(record)
     return kept
 
@@ -228,7 +227,7 @@ def _measure_task(task: _MeasureTask) -> tuple[list[MeasuredFrame | LeftOut], in
 def _taken(outcome: Outcome, book: RunBook) -> list[MeasuredFrame]:
     """Return the measured frames of a batch and leave the others out."""
     if outcome.error is not None:
-        logger.error("[GRID] measuring failed: %s", outcome.error, exc_info=outcome.error)
+        logger.error("measuring failed: %s", outcome.error, exc_info=outcome.error)
         for record in outcome.task[0]:
             book.leave_out(LeftOut(record.path, f"cannot be measured: {outcome.error}", record.line))
         return []

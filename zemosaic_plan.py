@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import csv
 import io
-import logging
 import math
 import os
 import re
@@ -23,13 +22,13 @@ from astropy.coordinates import BaseCoordinateFrame, SkyCoord
 from astropy.wcs import WCS
 from astropy.wcs.utils import wcs_to_celestial_frame
 
-from zemosaic_events import CancelToken
+from zemosaic_events import CancelToken, tagged_logger
 from zemosaic_fits_io import frame_wcs, read_frame_header
 from zemosaic_fits_products import write_text
 from zemosaic_plan_table import ALIASES, FITS_NAME, PlanTable, clean_cell, read_table
 from zemosaic_types import FrameError, FrameHeader, FrameRecord, LeftOut, PlanError, PlanRow
 
-logger = logging.getLogger("ZeMosaicWorker.plan")
+logger = tagged_logger("ZeMosaicWorker.plan")
 
 PLAN_COLUMNS = tuple(ALIASES)
 _NO_NAME = "the name is not valid UTF-8 and cannot be written into a plan; rename the file"
@@ -39,8 +38,8 @@ Progress = Callable[[int, int], None]
 
 _TEXT_COLUMNS = ("batch_id", "mount", "bortle", "telescope", "session_date", "filter")
 _MAX_REASONS = 3
-_OWN_MOSAIC = re.compile(r"mosaic_grid.*\.fits$", re.IGNORECASE)
-_OWN_TILE = re.compile(r"tile_.*\.fits$", re.IGNORECASE)
+_OWN_MOSAIC = re.compile(r"mosaic_(grid|classic).*\.fits$", re.IGNORECASE)
+_OWN_TILE = re.compile(r"(master_)?tile_.*\.fits$", re.IGNORECASE)
 _SERIAL = re.compile(r"[_#].*|[\s-]*\b(?=[a-f]*\d)[0-9a-f]{6,}\b", re.IGNORECASE)
 _LIMITS = {"exposure": (math.nextafter(0, 1), math.inf), "ra": (0, 360), "dec": (-90, 90)}
 _MOUNTS = {
@@ -96,7 +95,7 @@ def read_plan(csv_path: Path) -> tuple[list[PlanRow], list[LeftOut]]:
         n_elsewhere += not as_written
         rows.append(_plan_row(table, line, cells, _plain(path)))
     if n_elsewhere:
-        logger.info("[GRID] %d Windows paths were found below the folder of %s", n_elsewhere, csv_path.name)
+        logger.info("%d Windows paths were found below the folder of %s", n_elsewhere, csv_path.name)
     if not rows:
         raise PlanError(_no_usable(f"{csv_path} has no usable row", left_out))
     return rows, left_out
@@ -141,7 +140,7 @@ def _number(table: PlanTable, line: int, cells: list[str], column: str) -> float
     low, high = _LIMITS.get(column, (-math.inf, math.inf))
     if low <= value <= high and math.isfinite(value) and (column != "order" or value.is_integer()):
         return value
-    logger.warning("[GRID] line %d of the plan: %s %r is not usable and is ignored", line, column, text)
+    logger.warning("line %d of the plan: %s %r is not usable and is ignored", line, column, text)
     return None
 
 
@@ -177,7 +176,7 @@ def _is_file(path: Path) -> bool:
     try:
         return path.is_file()
     except (OSError, ValueError) as err:
-        logger.debug("[GRID] %r cannot be looked at: %s", str(path)[:200], err)
+        logger.debug("%r cannot be looked at: %s", str(path)[:200], err)
         return False
 
 
@@ -302,7 +301,7 @@ def _entries(folder: Path) -> list[os.DirEntry]:
         with os.scandir(folder) as entries:
             return sorted((e for e in entries if not e.name.startswith(".")), key=lambda e: e.name)
     except OSError as err:
-        logger.warning("[GRID] the folder %s cannot be read: %s", folder, err.strerror)
+        logger.warning("the folder %s cannot be read: %s", folder, err.strerror)
         return []
 
 
@@ -318,12 +317,12 @@ def _is_folder(entry: os.DirEntry) -> bool:
     try:
         return entry.is_dir()
     except OSError as err:  # a link in a loop, or to where one may not look
-        logger.debug("[GRID] %s cannot be followed: %s", entry.path, err.strerror)
+        logger.debug("%s cannot be followed: %s", entry.path, err.strerror)
         return False
 
 
 def _own_product(folder: Path, name: str) -> bool:
-    in_tiles = folder.name.lower() == "tiles"
+    in_tiles = folder.name.lower() in ("tiles", "master_tiles")
     return bool(_OWN_MOSAIC.match(name) or (in_tiles and _OWN_TILE.match(name)))
 
 
@@ -478,7 +477,7 @@ def _centre(header: FrameHeader) -> tuple[float | None, float | None]:
         try:
             wcs, frame = _sky_system(header)
         except FrameError as err:
-            logger.debug("[GRID] %s: %s; its pointing is used in the plan", header.wcs_path, err)
+            logger.debug("%s: %s; its pointing is used in the plan", header.wcs_path, err)
         else:
             sky = SkyCoord(*wcs.all_pix2world((nx - 1) / 2, (ny - 1) / 2, 0), unit="deg", frame=frame).icrs
             centre = round(float(sky.ra.deg), 6), round(float(sky.dec.deg), 6)
@@ -588,7 +587,7 @@ def load_frames(
         if on_progress is not None:
             on_progress(done, len(rows))
     if n_without_exposure:
-        logger.warning("[GRID] %d frames have no exposure in plan or header; 1 s is used", n_without_exposure)
+        logger.warning("%d frames have no exposure in plan or header; 1 s is used", n_without_exposure)
     return sorted(records, key=lambda r: r.frame_id), [
         item for _, item in sorted(left_out, key=lambda named: named[0])
     ]

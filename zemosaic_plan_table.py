@@ -8,15 +8,15 @@ from __future__ import annotations
 import codecs
 import csv
 import io
-import logging
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from zemosaic_events import tagged_logger
 from zemosaic_types import PlanError
 
-logger = logging.getLogger("ZeMosaicWorker.plan")
+logger = tagged_logger("ZeMosaicWorker.plan")
 
 PLAN_NAME = "stack_plan.csv"
 
@@ -79,7 +79,7 @@ def read_table(csv_path: Path) -> PlanTable:
     header = records[0][1]
     places = _places(header)
     if not places and (column := _fits_column(header)) is not None:
-        logger.info("[GRID] %s has no header; column %d is read as the path", csv_path.name, column + 1)
+        logger.info("%s has no header; column %d is read as the path", csv_path.name, column + 1)
         return PlanTable(delimiter, {"file_path": (column,)}, records)
     if "file_path" not in places:
         raise PlanError(

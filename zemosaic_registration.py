@@ -6,13 +6,14 @@ S. Arnouts, A&AS 117, 393, 1996; K. Barbary, JOSS 1, 58, 2016).
 
 from __future__ import annotations
 
-import logging
 from dataclasses import dataclass
 
 import numpy as np
 import sep
 
-logger = logging.getLogger("ZeMosaicWorker.registration")
+from zemosaic_events import tagged_logger
+
+logger = tagged_logger("ZeMosaicWorker.registration")
 
 #: Radius of the photometric aperture in units of the frame's FWHM: one shape of star gives one share of its
 #: light whatever the seeing.
@@ -149,7 +150,7 @@ def _extract(residual: np.ndarray, mask: np.ndarray, noise: float) -> np.ndarray
             if type(error) is not Exception:  # sep's own errors are bare ones: its buffers are full
                 raise
             reason = error
-    logger.warning("[GRID] a field too crowded for star detection: %s", reason)
+    logger.warning("a field too crowded for star detection: %s", reason)
     return sep.extract(np.zeros((8, 8), dtype=np.float32), 1.0)
 
 

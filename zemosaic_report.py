@@ -71,7 +71,8 @@ def write_page(folder: Path) -> list[str]:
     if unusual := judgement.unusual():
         told.append(f"unusual, but not worth leaving out: {len(unusual)}, named in the report")
     if judgement.suggested:
-        told.append("to act on it: zemosaic grid INPUT OUTPUT --drop-suggested --overwrite")
+        command = "classic" if paths.stem.endswith("classic") else "grid"
+        told.append(f"to act on it: zemosaic {command} INPUT OUTPUT --drop-suggested --overwrite")
     return told
 
 

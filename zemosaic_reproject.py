@@ -149,7 +149,27 @@ def optimal_canvas(frames: list[tuple[tuple[int, int], WCS]], *, orientation: st
     scale = float(np.median([pixel_scale_deg(wcs) for _, wcs in frames]))
     centre = _mean_position(frames)
     angle = _tightest_angle_deg(frames, centre, scale) if orientation == "auto" else 0.0
-    draft = Canvas((float(centre.ra.deg), float(centre.dec.deg)), (1.0, 1.0), scale, angle, (1, 1))
+    return canvas_around(frames, (float(centre.ra.deg), float(centre.dec.deg)), scale, angle)
+
+
+def canvas_around(
+    frames: list[tuple[tuple[int, int], WCS]], centre_deg: tuple[float, float], scale_deg: float, angle_deg: float
+) -> Canvas:
+    """Return the canvas that holds all frames, tangent to the sky at a place (ICRS).
+
+    Parameters
+    ----------
+    frames : list of (shape, WCS)
+    centre_deg : tuple of float
+    scale_deg, angle_deg : float
+        See `Canvas`.
+
+    Raises
+    ------
+    FrameError
+        If a frame cannot be projected.
+    """
+    draft = Canvas(centre_deg, (1.0, 1.0), scale_deg, angle_deg, (1, 1))
     outlines = [np.array(footprint(frame_wcs, shape, draft)) for shape, frame_wcs in frames]
     low = np.floor(np.min([outline.min(axis=0) for outline in outlines], axis=0)).astype(int)
     high = np.ceil(np.max([outline.max(axis=0) for outline in outlines], axis=0)).astype(int)
@@ -423,6 +443,21 @@ def resample(
         kernels.bilinear(planes, *where, out)
     else:
         raise ValueError(f"unknown resampling kernel {kernel!r}; known: {', '.join(KERNEL_REACH_PX)}")
+    return out
+
+
+def nearest(planes: np.ndarray, section: Rect, shape: tuple[int, int], grid: Lattice, rect: Rect) -> np.ndarray:
+    """Return the pixel of a frame that each canvas pixel falls into; 0 outside the frame.
+
+    It is the pixel whose absence makes the sample of Lanczos-3 missing. Parameters as for `resample`.
+
+    Returns
+    -------
+    ndarray, shape (c, *rect.shape), dtype of `planes`
+    """
+    out = np.empty((planes.shape[0], *rect.shape), dtype=planes.dtype)
+    where = (section.y0, section.x0), tuple(shape), grid.nodes, grid.origin, (rect.y0, rect.x0)
+    kernels.nearest(planes, *where, out)
     return out
 
 

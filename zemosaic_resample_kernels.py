@@ -253,6 +253,27 @@ def bilinear(planes, section, size, lattice, origin, corner, out):
 
 
 @nb.njit(cache=True, nogil=True)
+def nearest(planes, section, size, lattice, origin, corner, out):
+    """Fill the pixels that canvas pixels fall into, 0 outside the frame; parameters as in `lanczos3`.
+
+    Planes are of any dtype. Positions are rounded as by `lanczos3`, which gives no data where this pixel has none.
+    """
+    channels, height, width = out.shape
+    xs, ys = np.empty(width), np.empty(width)
+    qx, qy = np.empty(width, dtype=np.int32), np.empty(width, dtype=np.int32)
+    for row in range(height):
+        _map_row(lattice, origin[0], origin[1], origin[2], corner[0] + row, corner[1], xs, ys)
+        _rounded(xs, size[1] - 0.5, qx)
+        _rounded(ys, size[0] - 0.5, qy)
+        for k in range(width):
+            inside = qx[k] != _OUTSIDE and qy[k] != _OUTSIDE
+            y = min(max((qy[k] + FRACTIONS // 2 - 1) >> _BITS, 0), size[0] - 1) - section[0]
+            x = min(max((qx[k] + FRACTIONS // 2 - 1) >> _BITS, 0), size[1] - 1) - section[1]
+            for c in range(channels):
+                out[c, row, k] = planes[c, y, x] if inside else 0
+
+
+@nb.njit(cache=True, nogil=True)
 def positions(lattice, origin, corner, out_x, out_y):
     """Fill the frame positions of a rectangle of canvas pixels, float64 (oh, ow), from the lattice."""
     for row in range(out_x.shape[0]):

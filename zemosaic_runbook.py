@@ -11,13 +11,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 
-from zemosaic_events import CancelToken, Emitter, FrameLeftOut, Message, PhaseProgress, TileFailed
+from zemosaic_events import CancelToken, Emitter, FrameLeftOut, Message, PhaseProgress, TileFailed, tagged_logger
 from zemosaic_flat_frames import InstrumentFlat
 from zemosaic_outputs import LedgerRow, ProductPaths, RunSummary
 from zemosaic_reproject import Canvas
 from zemosaic_types import FrameRecord, LeftOut, OutputError, RunResult, TileFailure
 
-logger = logging.getLogger("ZeMosaicWorker.run")
+logger = tagged_logger("ZeMosaicWorker.run")
 
 _LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 
@@ -83,7 +83,7 @@ class RunBook:
     def leave_out(self, item: LeftOut, *, used: bool = False) -> None:
         """Note a frame that is not in the mosaic, or (`used`) not everywhere in it, and why."""
         log = logger.warning if item.missed else logger.info
-        log("[GRID] %s left out: %s", item.path, item.reason)
+        log("%s left out: %s", item.path, item.reason)
         self.left_out.append(item)
         if not item.harmless:  # a repeated row is no planned frame of its own
             row = self.rows.setdefault(item.path, LedgerRow(item.path, item.line))
@@ -93,7 +93,7 @@ class RunBook:
 
     def fail_tile(self, number: int, reason: str) -> None:
         """Note a tile that is missing from the mosaic."""
-        logger.error("[GRID] Tile %s failed with error: %s", number, reason)
+        logger.error("Tile %s failed with error: %s", number, reason)
         self.failed_tiles.append(TileFailure(number, reason))
         self.emit(TileFailed(number, reason))
 
@@ -104,6 +104,11 @@ class RunBook:
         row.n_samples += kept
         row.n_rejected_low += low
         row.n_rejected_high += high
+
+    def forget_samples(self, path: str) -> None:
+        """Take back what became of a frame's samples: nobody will see them."""
+        row = self.rows[path]
+        row.n_tiles = row.n_samples = row.n_rejected_low = row.n_rejected_high = 0
 
     def drop_unseen(self) -> None:
         """Leave out frames that gave no sample to any tile."""
@@ -121,7 +126,7 @@ class RunBook:
 
     def say(self, text: str, level: str = "INFO") -> None:
         """Tell the user a sentence."""
-        logger.log(getattr(logging, level), "[GRID] %s", text)
+        logger.log(getattr(logging, level), "%s", text)
         self.emit(Message(text, level))
 
     def progress(self, phase: str, *, unit: str = "frame") -> Callable[[int, int], None]:
@@ -133,7 +138,7 @@ class RunBook:
         """Time a phase, all its repetitions together; a cancelled run does not begin it."""
         self.cancel.check()
         start = time.perf_counter()
-        logger.info("[GRID] phase %s", name)
+        logger.info("phase %s", name)
         yield
         self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
 

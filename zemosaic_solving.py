@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 import threading
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
@@ -27,12 +26,12 @@ from zemosaic_astrometry import (
     solve_frame,
     wcs_of,
 )
-from zemosaic_events import CancelToken
+from zemosaic_events import CancelToken, tagged_logger
 from zemosaic_fits_io import frame_wcs
 from zemosaic_fits_products import ensure_writable_folder, write_text
 from zemosaic_types import FrameError, FrameRecord, OutputError, SolveError
 
-logger = logging.getLogger("ZeMosaicWorker.solving")
+logger = tagged_logger("ZeMosaicWorker.solving")
 
 CACHE_NAME = "wcs_cache"
 NOT_ASKED = "plate solving is turned off"
@@ -83,7 +82,7 @@ class WcsCache:
         except FileNotFoundError:
             return None
         except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as err:
-            logger.warning("[GRID] %s is damaged and is not used: %s", self.path(digest), err)
+            logger.warning("%s is damaged and is not used: %s", self.path(digest), err)
             return None
         return Entry("".join(f"{card:<{_CARD}}" for card in cards), failure, solver)
 
@@ -102,7 +101,7 @@ class WcsCache:
             write_text(self.path(digest), json.dumps(content, indent=1) + "\n")
         except OutputError as err:
             if self._works:
-                logger.warning("[GRID] solutions cannot be kept for the next run: %s", err)
+                logger.warning("solutions cannot be kept for the next run: %s", err)
             self._works = False
 
 
@@ -240,7 +239,7 @@ def _believed(known: Entry, record: FrameRecord, hint: Hint) -> str:
             check_place(known.text, record.header.shape, hint)
             return known.text
         except SolveError as err:
-            logger.warning("[GRID] %s: what is remembered of it is not used: %s", record.path, err)
+            logger.warning("%s: what is remembered of it is not used: %s", record.path, err)
     return ""
 
 

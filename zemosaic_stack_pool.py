@@ -6,7 +6,6 @@ process could not do, for whatever reason, is done by a worker: a GPU costs no t
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
@@ -16,10 +15,11 @@ from typing import Any, Protocol
 from parallel_utils import Outcome, TaskPool
 from zemosaic_align_stack_gpu import MOST_FAILURES, DeviceStacker
 from zemosaic_backend import Device, DeviceInfo, find_devices, open_device
+from zemosaic_events import tagged_logger
 from zemosaic_runbook import RunBook
 from zemosaic_types import DeviceUnavailable
 
-logger = logging.getLogger("ZeMosaicWorker.stack")
+logger = tagged_logger("ZeMosaicWorker.stack")
 
 _FELL_BACK = "GPU stack failed, falling back to CPU"
 _GIGABYTE = 1024**3
@@ -107,7 +107,7 @@ class StackPool:
         self.workers, self.book, self.access = workers, book, access
         self.devices = self._find() if use_gpu else []
         if not use_gpu:
-            logger.info("[GRID] GPU=OFF (not asked for)")
+            logger.info("GPU=OFF (not asked for)")
 
     def _find(self) -> list[DeviceInfo]:
         """Return the GPUs; a process of their own looks for them, so that this one holds none of their memory."""
@@ -115,11 +115,11 @@ class StackPool:
             (outcome,) = prober.run(_found, [self.access.find], retry=lambda task: task)
         found = outcome.value if outcome.error is None else f"looking for one failed: {outcome.error}"
         if isinstance(found, str):
-            logger.info("[GRID] GPU=OFF (%s)", found)
+            logger.info("GPU=OFF (%s)", found)
             self.book.say(f"{_FELL_BACK}: {found}", "WARNING")
             return []
         for info in found:
-            logger.info("[GRID] GPU=ON (%s, %.1f GiB free)", info.name, info.free_bytes / _GIGABYTE)
+            logger.info("GPU=ON (%s, %.1f GiB free)", info.name, info.free_bytes / _GIGABYTE)
         return found
 
     def run(

@@ -8,7 +8,6 @@ file is written; `zemosaic_refine` makes the places better.
 
 from __future__ import annotations
 
-import logging
 from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
@@ -31,7 +30,7 @@ from zemosaic_astrometry import (
     parity_of,
     pointing_icrs,
 )
-from zemosaic_events import CancelToken
+from zemosaic_events import CancelToken, tagged_logger
 from zemosaic_fits_io import frame_wcs, pixel_scale_arcsec
 from zemosaic_reproject import centre_icrs, frame_to_icrs
 from zemosaic_runbook import RunBook
@@ -48,7 +47,7 @@ from zemosaic_star_patterns import (
 )
 from zemosaic_types import FrameError, FrameRecord
 
-logger = logging.getLogger("ZeMosaicWorker.placing")
+logger = tagged_logger("ZeMosaicWorker.placing")
 
 #: If more frames than this have a WCS, a few of each pointing and a few near each lost frame are compared.
 MOST_REFERENCES = 64
@@ -371,7 +370,7 @@ class _Growth:
         wcs = fit_tan(x[mine], y[mine], sky, record.header.shape, parity, sigma)
         also = f" and those of {len(links) - 1} more" if len(links) > 1 else ""
         told = f"{links[0][1].first.size} stars of {surest.frame_id}{also}"
-        logger.info("[GRID] %s is placed by %s", record.path, told)
+        logger.info("%s is placed by %s", record.path, told)
         self.records[k] = _with_wcs(record, wcs, told)
 
     def _frame_pixels(self, k: int) -> tuple[np.ndarray, np.ndarray]:

@@ -153,6 +153,9 @@ class FrameHeader:
         File that `wcs_text` came from (the frame or its sidecar).
     alpha_hdu : int or None
         Index of an ALPHA extension.
+    weight_hdu : int or None
+        Index of the weights of a frame that was stacked from others, a plane of the image's shape or one for each
+        of its colours; such a frame has no bad pixels any more.
     saturation : float
         Value at and above which a pixel is taken as saturated, in the frame's units; inf if unknown.
     electrons_per_adu : float or None
@@ -172,6 +175,7 @@ class FrameHeader:
     wcs_text: str = ""
     wcs_path: str = ""
     alpha_hdu: int | None = None
+    weight_hdu: int | None = None
     saturation: float = float("inf")
     electrons_per_adu: float | None = None
     exptime_s: float | None = None

@@ -77,10 +77,12 @@ class Pipeline:
 #: The pipelines of this version. One more is one more entry.
 PIPELINES = {
     "grid": Pipeline("grid_mode", "run_grid", "GridSettings"),
+    "classic": Pipeline("classic_mode", "run_classic", "ClassicSettings"),
     "survey": Pipeline("zemosaic_survey", "run_survey", "SurveySettings", parallel=False),
 }
 
 _TITLES = {"grid": "Grid mode", "classic": "Classic", "survey": "Survey"}
+_FOLDERS = ("tiles", "master_tiles")  # of products, below that of a run
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,6 +140,22 @@ def find_pipeline(name: str) -> Pipeline:
         f"{title_of(name)} is not in this version, which has {there}; frames that have a WCS can be stacked "
         "in Grid mode: `zemosaic grid INPUT OUTPUT`, or grid_mode_enabled=true"
     )
+
+
+def load_pipeline(name: str) -> tuple[Callable[..., RunResult], type]:
+    """Import a pipeline into this process; return its function and the class of its settings.
+
+    Raises
+    ------
+    ConfigError
+        If there is no such pipeline.
+    """
+    return _loaded(find_pipeline(name))
+
+
+def _loaded(pipeline: Pipeline) -> tuple[Callable[..., RunResult], type]:
+    module = importlib.import_module(pipeline.module)
+    return getattr(module, pipeline.run), getattr(module, pipeline.settings)
 
 
 def start_run(request: RunRequest, on_event: Listener | None = None) -> RunHandle:
@@ -305,7 +323,7 @@ class RunHandle:
         self._child.wait()
         self._ear.join(_SIGNAL_S)
         self._child.stdin.close()
-        for folder in (self._output_folder, self._output_folder / "tiles"):
+        for folder in (self._output_folder, *(self._output_folder / name for name in _FOLDERS)):
             try:
                 remove_leftovers(folder)
             except OutputError as error:
@@ -448,17 +466,17 @@ def _run(request: RunRequest, pipeline: Pipeline, listener: Listener, cancel: Ca
     if pipeline.parallel:  # the server of the workers loads the numerical libraries while this process does
         prepare_workers(["zemosaic_worker_start"])
     gc.disable()  # what imports make stays to the end, and looking at it takes time
-    module = importlib.import_module(pipeline.module)
+    run, settings_class = _loaded(pipeline)
     gc.freeze()
     gc.enable()
-    settings = getattr(module, pipeline.settings).from_config(
+    settings = settings_class.from_config(
         request.config,
         overwrite=request.overwrite,
         drop_suggested=request.drop_suggested,
         excluded=request.excluded,
     )
     folders = Path(request.input_folder), Path(request.output_folder)
-    return getattr(module, pipeline.run)(*folders, settings, listener=listener, cancel=cancel)
+    return run(*folders, settings, listener=listener, cancel=cancel)
 
 
 class _Voice:

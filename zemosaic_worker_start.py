@@ -13,6 +13,7 @@ from contextlib import suppress
 import numpy as np
 from numba.core.errors import NumbaError
 
+import classic_mode  # noqa: F401 - loaded for the workers
 import grid_mode  # noqa: F401 - loaded for the workers
 from zemosaic_preprocess import ISOLATED_SIGMA, bayer_colours, demosaic, replace_isolated
 from zemosaic_reproject import Lattice, resample

@@ -35,14 +35,16 @@ class Program:
             print(f"{self.name}: {shlex.join(map(str, command))}")
 
 
-def zemosaic(frames: Path, work: Path, workers: int, *, name: str = "zemosaic") -> tuple[Program, Path]:
-    """Return ``zemosaic grid`` with all options at their defaults, and where its mosaic goes."""
+def zemosaic(
+    frames: Path, work: Path, workers: int, *, name: str = "zemosaic", pipeline: str = "grid"
+) -> tuple[Program, Path]:
+    """Return a pipeline of ``zemosaic`` with all options at their defaults, and where its mosaic goes."""
     folder = work / name.replace(" ", "_")
     output = folder / "mosaic"
     folder.mkdir(parents=True, exist_ok=True)
     config = folder / "defaults.json"  # not the user's own configuration
     config.write_text("{}\n", encoding="utf-8")
-    command = [sys.executable, "-m", "zemosaic_cli", "grid", frames, output, "--workers", str(workers)]
+    command = [sys.executable, "-m", "zemosaic_cli", pipeline, frames, output, "--workers", str(workers)]
     command += ["--overwrite", "--quiet", "--config", config]
     return Program(name, (command,), folder), output
 

@@ -1,4 +1,4 @@
-"""Whole runs of ``zemosaic grid`` against each other: more workers, more frames. See README.md."""
+"""Whole runs of ``zemosaic`` against each other: more workers, more frames, Classic. See README.md."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ def main() -> None:
     arguments = _parser().parse_args()
     if arguments.scaling and arguments.workers == 1:
         raise SystemExit("--scaling compares with one worker: give --workers another number")
-    if not arguments.scaling and arguments.frames == arguments.more_frames:
+    if not (arguments.scaling or arguments.classic) and arguments.frames == arguments.more_frames:
         raise SystemExit("the two surveys have the same number of frames: give --more-frames another number")
     print_environment(PACKAGES)
-    in_work_folder(arguments, _scaling if arguments.scaling else _growth)
+    in_work_folder(arguments, _scaling if arguments.scaling else _classic if arguments.classic else _growth)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -41,6 +41,7 @@ def _parser() -> argparse.ArgumentParser:
     what.add_argument("--scaling", action="store_true", help="W workers against one, on the same survey")
     what.add_argument("--growth", action="store_true", help="more frames on more panels: the depth stays")
     what.add_argument("--growth-depth", action="store_true", help="more frames on the same panels: more depth")
+    what.add_argument("--classic", action="store_true", help="Classic against Grid mode, on the same survey")
     add("--frames", type=positive_int, default=USUAL_FRAMES, metavar="N", help="frames (default: %(default)s)")
     more = "frames of the larger survey of --growth and --growth-depth (default: %(default)s)"
     add("--more-frames", type=positive_int, default=MORE_FRAMES, metavar="M", help=more)
@@ -64,6 +65,18 @@ def _scaling(arguments: argparse.Namespace, work: Path) -> None:
     spent = json.loads((outputs[1] / "report.json").read_text(encoding="utf-8"))["seconds"]
     match_s = sum(spent[phase] for phase in MATCH_PHASES)  # in one thread of the main process
     print(f"{', '.join(MATCH_PHASES)} of all CPU seconds of {programs[1].name}: {match_s / one.cpu_s:.1%}")
+
+
+def _classic(arguments: argparse.Namespace, work: Path) -> None:
+    """Run one survey in Classic and in Grid mode; print the ratios of wall time and of CPU seconds."""
+    spec = spec_of(arguments.frames, color=arguments.color)
+    read_once(find_survey(work, spec))
+    frames = survey_folder(work, spec) / "frames"
+    names = ("classic", "grid")
+    programs = [zemosaic(frames, work, arguments.workers, name=name, pipeline=name)[0] for name in names]
+    classic, grid = _measured(programs, arguments.runs)
+    print(f"wall time of Classic over Grid mode, {spec.count} frames: {classic.wall_s / grid.wall_s:.2f}")
+    print(f"CPU seconds of Classic over Grid mode, {spec.count} frames: {classic.cpu_s / grid.cpu_s:.2f}")
 
 
 def _growth(arguments: argparse.Namespace, work: Path) -> None:

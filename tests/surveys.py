@@ -1,4 +1,4 @@
-"""Runs of Grid mode on simulated surveys, and what they left behind."""
+"""Runs on simulated surveys, and what they left behind."""
 
 import csv
 import random
@@ -6,6 +6,7 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
+from classic_mode import ClassicSettings, run_classic
 from grid_mode import GridSettings, run_grid
 from zemosaic_fits_products import read_image, read_product_wcs
 from zemosaic_outputs import ProductPaths
@@ -15,15 +16,18 @@ from zemosaic_synthetic import make_survey
 from zemosaic_truth import score_mosaic
 
 TWO_WORKERS = GridSettings(workers=2, overwrite=True)
+CLASSIC = ClassicSettings(workers=2, overwrite=True)
 
 
 class Run:
-    """A finished run: its events, products and ledger."""
+    """A finished run of Grid mode: its events, products and ledger."""
+
+    pipeline, stem = staticmethod(run_grid), "mosaic_grid"
 
     def __init__(self, frames: Path, output: Path, settings: GridSettings = TWO_WORKERS, **more) -> None:
         self.events = []
-        self.paths = ProductPaths(output)
-        self.result = run_grid(frames, output, settings, listener=self.events.append, **more)
+        self.paths = ProductPaths(output, self.stem)
+        self.result = self.pipeline(frames, output, settings, listener=self.events.append, **more)
 
     @property
     def mosaic(self):
@@ -52,6 +56,19 @@ class Run:
 
     def score(self, survey):
         return score_mosaic(self.mosaic, self.coverage, read_product_wcs(self.paths.mosaic), survey)
+
+
+class ClassicRun(Run):
+    """A finished run of Classic."""
+
+    pipeline, stem = staticmethod(run_classic), "mosaic_classic"
+
+    def __init__(self, frames: Path, output: Path, settings: ClassicSettings = CLASSIC, **more) -> None:
+        super().__init__(frames, output, settings, **more)
+
+    @property
+    def tiles(self):
+        return sorted(self.paths.master_tiles.iterdir())
 
 
 def survey_in(folder: Path, spec):

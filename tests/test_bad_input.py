@@ -375,7 +375,7 @@ WILD_WCS = {
 def test_a_wild_wcs_does_not_blow_the_canvas_up(raw, clean, tmp_path, case):
     WILD_WCS[case](raw / GOOD, raw / "wild.fit")
     guard = CanvasGuard(limit_px=1500)
-    logger = logging.getLogger("ZeMosaicWorker.grid")
+    logger = logging.getLogger("ZeMosaicWorker.run")
     logger.addHandler(guard)
     try:
         run = Attempt(raw, tmp_path / "out", cancel=guard.cancel)

@@ -168,13 +168,18 @@ def test_run_chooses_grid_mode_where_there_is_a_plan_and_does_the_same(frames, f
     assert "--overwrite" in again.stderr
 
 
-def test_run_without_a_plan_says_that_classic_is_not_there_and_runs_nothing_else(frames, tmp_path):
-    done = command("run", frames, tmp_path / "out")
-    assert done.returncode == 2
+def test_run_without_a_plan_chooses_classic_and_does_the_same(frames, tmp_path):
+    done = command("run", frames, tmp_path / "out", "--workers", 2)
+    assert done.returncode == 0, done.stderr
     assert f"Classic: {frames} has no stack_plan.csv and grid_mode_enabled is off" in done.stderr
-    assert "Classic is not in this version" in done.stderr
-    assert "Traceback" not in done.stderr
-    assert not (tmp_path / "out").exists()
+    alone = command("classic", frames, tmp_path / "alone", "--workers", 2)
+    assert alone.returncode == 0, alone.stderr
+    assert "frames:  6 of 6 used" in alone.stdout
+    one, other = ((tmp_path / name / "mosaic_classic.fits") for name in ("out", "alone"))
+    np.testing.assert_array_equal(read_image(one, 0)[1], read_image(other, 0)[1])
+    again = command("classic", frames, tmp_path / "alone", "--quiet")
+    assert again.returncode == 2
+    assert "--overwrite" in again.stderr
     assert command("run", tmp_path / "nowhere", tmp_path / "out").returncode == 2
 
 

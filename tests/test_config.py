@@ -568,8 +568,44 @@ def test_a_file_of_the_older_program_is_understood():
     assert {key: config[key] for key in expected} == expected
     assert {config.source(key) for key in expected} == {"file"}
     assert config.gpu_decided_by == "use_gpu_phase5"
-    (note,) = config.notes
-    assert note.startswith("keys of the file that are kept but not used: language, qt_main_window_geometry, ")
+    *gone, note = config.notes
+    assert note == (
+        "keys of the file that are kept but not used: language, qt_main_window_geometry, qt_main_left_state"
+    )
+    assert [text.partition(" is gone: ")[0] for text in gone] == [
+        "winsor_worker_limit",
+        "intertile_recenter_clip",
+        "gpu_selector",
+    ]
+
+
+def test_options_that_are_gone_are_named_once_with_what_replaces_them():
+    file = {
+        "max_raw_per_master_tile": 50,
+        "winsor_worker_limit": 4,
+        "parallel_max_cpu_workers": 2,
+        "sds_mode_default": True,
+        "apply_master_tile_crop": True,
+    }
+    notes = zc.resolve(file).notes
+    assert len(notes) == 4
+    assert notes[0].startswith("max_raw_per_master_tile, winsor_worker_limit are gone: ")
+    for replacement in ("grid_chunk_ram_mb", "grid_workers", "frame_feather_px", "canvas_orientation"):
+        assert sum(replacement in note for note in notes) >= 1
+    assert not any("not used" in note for note in notes)
+
+
+def test_options_of_master_tiles_are_found_under_their_older_names():
+    older = {
+        "num_processing_workers": -1,
+        "match_background_for_final": False,
+        "final_assembly_method": "INCREMENTAL",
+    }
+    config = zc.resolve(older)
+    assert config["grid_workers"] == -1
+    assert config["intertile_photometric_match"] is False
+    assert config["final_assembly_method"] == "incremental"
+    assert config.notes == ()
 
 
 @pytest.mark.parametrize(

@@ -62,3 +62,14 @@ def test_a_run_that_is_far_slower_than_expected_is_called_late():
 
 def test_nothing_is_said_before_anything_is_known():
     assert RunClock(0.0).outlook(3.0) is None
+
+
+@pytest.mark.parametrize("phase", ["coadd", "add"])
+def test_the_master_tiles_of_classic_have_a_share(phase):
+    clock = RunClock(0.0, None, "classic")
+    clock.hear(PhaseProgress("stack", 4, 4))
+    stacked = clock.fraction
+    clock.hear(PhaseProgress(phase, 2, 4))
+    assert stacked < clock.fraction < 1.0
+    clock.hear(PhaseProgress("assemble", 3, 3))
+    assert clock.fraction == 1.0

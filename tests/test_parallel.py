@@ -10,7 +10,7 @@ import psutil
 import pytest
 
 from parallel_utils import TaskPool, WorkerDied, check_cancelled, peak_memory_bytes, plan_workers
-from zemosaic_events import CancelToken
+from zemosaic_events import CancelToken, log_tag, tagged
 from zemosaic_types import RunCancelled
 
 GB = 1024**3
@@ -160,6 +160,16 @@ def test_workers_leave_when_their_parent_is_killed(tmp_path):
     parent.wait()
     _, alive = psutil.wait_procs(workers, timeout=20)
     assert alive == []
+
+
+def tag_of(_task):
+    return log_tag()
+
+
+def test_lines_of_a_worker_name_the_pipeline_that_it_works_for():
+    with tagged("CLASSIC"), TaskPool(1, CancelToken()) as pool:
+        (outcome,) = pool.run(tag_of, [0], retry=lambda task: task)
+    assert (outcome.value, log_tag()) == ("CLASSIC", "GRID")
 
 
 def where_from(_task):

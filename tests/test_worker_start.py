@@ -54,7 +54,7 @@ def test_runs_with_the_defaults_need_no_other_form_of_the_loops(color, tmp_path,
     load_loops()
     before = [set(loop.signatures) for loop in LOOPS]
     survey_in(tmp_path / "frames", small_spec(color=color, panels=(1, 1)))
-    monkeypatch.setattr("grid_mode.TaskPool", InThisProcess)
+    monkeypatch.setattr("zemosaic_pipeline.TaskPool", InThisProcess)
     run = Run(tmp_path / "frames", tmp_path / "out", replace(TWO_WORKERS, workers=1))
     assert run.result.complete
     assert [set(loop.signatures) for loop in LOOPS] == before
