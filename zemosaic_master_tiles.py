@@ -28,7 +28,7 @@ from zemosaic_fits_io import frame_wcs
 from zemosaic_fits_products import ImageStream
 from zemosaic_frame_source import StackFrame
 from zemosaic_groups import Group, GroupPlan
-from zemosaic_match import extent_px
+from zemosaic_match import extent_px, lowest_saturation
 from zemosaic_mosaic import CellReport, CellTask, clear_folder, note_problems, stack_cells
 from zemosaic_outputs import (
     PRODUCT_CARDS,
@@ -395,7 +395,9 @@ def tile_header(
 ) -> tuple[fits.Header, fits.BinTableHDU]:
     """Return the header of a master tile and the table of its frames: WCS, times, counts, provenance."""
     rows = [book.rows[frame.record.path] for frame in tile.frames]
-    summary = RunSummary(tile.canvas, settled.n_channels, settings.described(), rows, _saturation(tile))
+    summary = RunSummary(
+        tile.canvas, settled.n_channels, settings.described(), rows, lowest_saturation(tile.frames)
+    )
     header = product_header(summary, unit="adu", what="as the frames, scaled by the match")
     header["IMAGETYP"] = ("MASTER TILE", "a group of frames, stacked")
     header["TILE"] = (tile.number, "number of the master tile")
@@ -408,12 +410,3 @@ def tile_header(
 
 def _plain(text: str) -> str:
     return text.encode("ascii", "replace").decode()[:_LONGEST_TEXT]
-
-
-def _saturation(tile: MasterTile) -> float:
-    """Return the level of the tile at which the first of its frames saturates."""
-    levels = [
-        np.min(np.array(frame.solution.gain) * frame.record.header.saturation + np.array(frame.solution.offset))
-        for frame in tile.frames
-    ]
-    return float(min(levels))

@@ -5,6 +5,7 @@ Whatever decides the value of a pixel is settled here, for every frame at once, 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -352,6 +353,15 @@ def trim_canvas(canvas: Canvas, frames: list[StackFrame]) -> tuple[Canvas, list[
         placement = replace(p, bounds=p.bounds.shifted(-rect.y0, -rect.x0), polygon=polygon)
         moved.append(replace(frame, placement=placement, solution=frame.solution.moved(-rect.y0, -rect.x0)))
     return canvas.window(rect), moved
+
+
+def lowest_saturation(frames: Sequence[StackFrame]) -> float:
+    """Return the level in units of the mosaic at which the first of the frames saturates, inf if none says."""
+    levels = [
+        np.min(np.array(frame.solution.gain) * frame.record.header.saturation + np.array(frame.solution.offset))
+        for frame in frames
+    ]
+    return float(min(levels))
 
 
 def extent_px(frame: StackFrame) -> tuple[int, int]:

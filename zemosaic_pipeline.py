@@ -15,7 +15,7 @@ from parallel_utils import WORKER_BASE_BYTES, TaskPool, machine, plan_workers, p
 from zemosaic_events import CancelToken, Emitter, FinishReason, RunFinished, tagged, tagged_logger
 from zemosaic_fits_io import frame_wcs
 from zemosaic_fits_products import ensure_writable_folder
-from zemosaic_match import MatchedFrames, drop_misfits
+from zemosaic_match import MatchedFrames, drop_misfits, lowest_saturation
 from zemosaic_measure import MeasuredFrame
 from zemosaic_outputs import ProductPaths
 from zemosaic_passes import (
@@ -141,8 +141,8 @@ class Settled:
 
     @property
     def saturation(self) -> float:
-        """The lowest level at which a frame saturates, in frame units."""
-        return min(m.record.header.saturation for m in self.matched.measured)
+        """The lowest level at which a frame saturates, in units of the mosaic."""
+        return lowest_saturation(self.matched.frames)
 
 
 @contextmanager
@@ -178,12 +178,7 @@ def settled_frames(
     with book.phase("canvas"):
         records, canvas, n_channels = _lay_out(records, settings, book)
     with TaskPool(_count_workers(settings, len(records)), book.cancel) as pool:
-        measured, canvas, n_channels = _measure(pool, (records, canvas, n_channels), settings, book)
-        with book.phase("flat"):
-            measured = flatten_all(measured, settings.flat_from_frames, book)
-        with book.phase("match"):
-            matched = match_all(measured, canvas, settings.match_options(n_channels), book)
-        yield pool, Settled(matched, n_channels)
+        yield pool, _settled(pool, (records, canvas, n_channels), settings, book)
 
 
 def _find_frames(
@@ -217,6 +212,23 @@ def _lay_out(records: list[FrameRecord], settings: RunSettings, book: RunBook) -
     scale = canvas.scale_deg * 3600
     logger.info("canvas %d x %d px, %.3f arcsec/px, %d channel(s)", nx, ny, scale, n_channels)
     return records, canvas, n_channels
+
+
+def _settled(pool: TaskPool, layout: _Layout, settings: RunSettings, book: RunBook) -> Settled:
+    """Measure, place and match the frames.
+
+    Where the match leaves out all that have colours, the mosaic has none, and all begins anew.
+    """
+    while True:
+        measured, canvas, n_channels = _measure(pool, layout, settings, book)
+        with book.phase("flat"):
+            measured = flatten_all(measured, settings.flat_from_frames, book)
+        with book.phase("match"):
+            matched = match_all(measured, canvas, settings.match_options(n_channels), book)
+        records = [m.record for m in matched.measured]
+        if max(record.header.n_channels for record in records) == n_channels:
+            return Settled(matched, n_channels)
+        layout = _lay_out(records, settings, book)
 
 
 def _measure(

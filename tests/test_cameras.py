@@ -193,3 +193,33 @@ def test_of_two_frames_of_a_camera_the_clouded_one_is_named(tmp_path):
     light = {row["path"].rsplit("/", 1)[-1]: float(row["transparency"]) for row in run.ledger}
     assert light[survey.frames[3].name] == pytest.approx(1.0)
     assert 0.2 < light[survey.frames[4].name] < 0.5
+
+
+def test_saturation_is_told_in_units_of_the_mosaic(alike, tmp_path):
+    _, reference = alike
+    for frame in survey_in(tmp_path / "frames", SURVEY).frames[1::3]:
+        changed(frame.path, units=1.0 / 65535.0)
+        fits.setval(frame.path, "SATURATE", value=1.0)
+    run = Run(tmp_path / "frames", tmp_path / "out")
+    gains = [float(row["gain"]) for row in reference.ledger]
+    assert reference.header["SATURATE"] == pytest.approx(65535.0 * min(gains), rel=0.05)
+    assert run.header["SATURATE"] == pytest.approx(reference.header["SATURATE"], rel=0.2)
+
+
+def test_a_colour_frame_that_is_left_out_by_the_match_leaves_no_trace(alike, tmp_path):
+    """The only frame with colours is hidden by clouds: the mosaic is that of the mono frames alone."""
+    _, reference = alike
+    survey = survey_in(tmp_path / "frames", SURVEY)
+    with fits.open(survey.frames[2].path) as hdus:
+        data, header = hdus[0].data.astype(np.float32), hdus[0].header.copy()
+    for card in ("BZERO", "BSCALE"):
+        header.remove(card, ignore_missing=True)
+    cloud = 600.0 * np.sin(np.arange(data.shape[1]) / 12.0).astype(np.float32) ** 2
+    colours = np.stack([data + cloud] * 3)
+    fits.writeto(tmp_path / "frames" / "clouded_colours.fit", colours, header)
+    run = Run(tmp_path / "frames", tmp_path / "out")
+    (left_out,) = [row for row in run.ledger if row["used"] == "no"]
+    assert left_out["frame_id"] == "clouded_colours.fit"
+    assert "cannot be levelled" in left_out["reason"]
+    assert run.mosaic.ndim == 2
+    np.testing.assert_array_equal(run.mosaic, reference.mosaic)
