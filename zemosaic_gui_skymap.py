@@ -27,6 +27,7 @@ _SETTLE_MS = 60  # after the last movement of the view, before the depth is draw
 _BATCH_MS = 100  # after frames have come
 _MAX_RASTER = 700
 _MARGIN = 0.04
+_AXIS_WIDTH = 92  # room for degrees, minutes and seconds
 _ZOOM = 1.25
 _MAX_NAMED = 4
 _COLOUR_MAP = "viridis"
@@ -176,6 +177,7 @@ class SkyMap(QWidget):
         self._view.setAspectLocked(True)
         self._view.sigRangeChanged.connect(self._on_view)
         self._view.sigRangeChangedManually.connect(self._stop_following)
+        self._plot.getAxis("left").setWidth(_AXIS_WIDTH)
         self._depth = pg.ImageItem(axisOrder="row-major")
         self._depth.setColorMap(pg.colormap.get(_COLOUR_MAP))
         self._grid = pg.PlotCurveItem(connect="finite")
@@ -225,6 +227,8 @@ class SkyMap(QWidget):
         for side in ("bottom", "left"):
             axis = self._plot.getAxis(side)
             axis.enableAutoSIPrefix(False)
+            # Not made to fit its labels, which would move the view, and so change the labels.
+            axis.setStyle(autoExpandTextSpace=False)
             axis.setPen(text)
             axis.setTextPen(text)
         faint = QColor(text)

@@ -244,3 +244,18 @@ def test_nothing_is_left_of_what_is_closed(qtbot):
 
 def test_the_words_follow_the_language(sky_map):
     assert "en attente" in assert_it_speaks_french(sky_map)
+
+
+@pytest.mark.parametrize("width", [500, 640, 803])
+def test_the_labels_of_the_grid_never_move_the_view(qtbot, sky_map, width):
+    sky_map.resize(width, 480)
+    shown(qtbot, sky_map, frames_on(CANVAS, 30))
+    axis, moves = sky_map._plot.getAxis("left"), []
+    before = axis.width()
+    sky_map._view.sigRangeChanged.connect(lambda *_: moves.append(1))
+    for _ in range(4):
+        sky_map._view.scaleBy((0.2, 0.2))
+        settle(qtbot, sky_map)
+        qtbot.wait(30)
+        assert axis.width() == before
+    assert len(moves) <= 12
