@@ -301,9 +301,10 @@ class MainWindow(QMainWindow):
         found, excluded = self.input.found, self.input.excluded
         if self._has_result():
             return
-        tiles = found.done.tiles if found.done else ()
-        self.run_page.show_frames(found.frames.values(), tiles, excluded)
         trouble = self._trouble()
+        in_grid = not trouble and self._choose()[0] == "grid"  # the master tiles of Classic are not known yet
+        tiles = found.done.tiles if found.done and in_grid else ()
+        self.run_page.show_frames(found.frames.values(), tiles, excluded)
         facts = [tr("found.frames", n=len(found.usable(excluded)))]
         if not trouble:
             name, _ = self._choose()

@@ -98,6 +98,20 @@ def test_a_run_is_started_watched_cancelled_restarted_and_finished_by_clicks(qtb
         qtbot.waitUntil(lambda: not window.result_page.viewer.widget.busy, timeout=LONG_MS)
 
 
+def test_classic_runs_where_grid_mode_is_off(qtbot, frames, tmp_path):
+    values = dict(input_dir=str(frames), output_dir=str(tmp_path / "out"), grid_workers=2)
+    with opened(qtbot, **values) as window:
+        qtbot.waitUntil(lambda: not window.survey.running, timeout=LONG_MS)
+        to_the_run(qtbot, window)
+        assert "Classic" in window.run_page.facts.text()
+        start(qtbot, window)
+        wait_for_the_end(qtbot, window)
+        assert window.run_page.status.text() == "The mosaic is done"
+        assert set(window.run_page.states()) == {"DONE"}
+        click(qtbot, window.primary)
+        assert window.result_page.heading.text() == "mosaic_classic.fits"
+
+
 def test_an_earlier_mosaic_is_replaced_only_by_who_says_so(qtbot, frames, tmp_path, strange):
     strange("record", "recording_pipeline")
     (tmp_path / "mosaic_grid.fits").write_bytes(b"precious")
