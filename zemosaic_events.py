@@ -310,6 +310,19 @@ class Emitter:
             logger.exception("a progress listener raised on %r; the run goes on", event)
 
 
+@contextmanager
+def told_when_it_fails(emit: Emitter) -> Iterator[None]:
+    """Emit the last event of a run that ends in this block by an error, whichever it is, or is cancelled."""
+    try:
+        yield
+    except RunCancelled as cancelled:
+        emit(RunFinished(FinishReason.CANCELLED, str(cancelled)))
+        raise
+    except BaseException as error:
+        emit(RunFinished(FinishReason.ERROR, str(error)))
+        raise
+
+
 def as_listener(callback: Callable | None) -> Listener | None:
     """Return a listener for typed events from either form of callback.
 

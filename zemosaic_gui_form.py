@@ -22,6 +22,7 @@ from PySide6.QtWidgets import (
 from zemosaic_config import Option, Value, find_option
 from zemosaic_gui_settings import Settings
 from zemosaic_gui_text import choice_label, option_help, option_label, tr, unit_label
+from zemosaic_gui_theme import FollowsLanguage
 from zemosaic_types import ConfigError
 
 _EDITOR_WIDTH = 178
@@ -210,7 +211,7 @@ def value_text(option: Option, value: Value) -> str:
     return f"{value:g}"
 
 
-class OptionRow(QWidget):
+class OptionRow(FollowsLanguage, QWidget):
     """An option in the form: what it is called, what it does, its editor, its default.
 
     Parameters
@@ -275,9 +276,3 @@ class OptionRow(QWidget):
     def _mark(self, key: str = "") -> None:
         if key in ("", self.option.key):
             self._back.setVisible(not self._settings.is_default(self.option.key))
-
-    def changeEvent(self, event: QEvent) -> None:
-        """Follow the language."""
-        super().changeEvent(event)
-        if event.type() == QEvent.Type.LanguageChange:
-            self.retranslate()

@@ -39,6 +39,7 @@ from PySide6.QtWidgets import (
 from zemosaic_events import SurveyFrame
 from zemosaic_gui_background import Background
 from zemosaic_gui_text import tr
+from zemosaic_gui_theme import FollowsLook
 from zemosaic_ledger import judge, read_ledger, root_mean_square
 from zemosaic_outputs import LedgerRow
 
@@ -388,7 +389,7 @@ class _Filter(QSortFilterProxyModel):
 # ---- the widget ------------------------------------------------------------------------------------------
 
 
-class FramesTable(QWidget):
+class FramesTable(FollowsLook, QWidget):
     """The table with its search box, and what can be done with the frames selected.
 
     `frame_selected` has the id of the frame that the user goes to, `excluded_changed` all that are left out.
@@ -565,14 +566,6 @@ class FramesTable(QWidget):
         for k, column in enumerate(self.model.columns):
             wanted = max(self._view.columnWidth(k), words + _PADDING if column.key == "state" else 0)
             self._view.setColumnWidth(k, min(wanted, _MAX_WIDTH))
-
-    def changeEvent(self, event: QEvent) -> None:
-        """Follow the theme and the language."""
-        super().changeEvent(event)
-        if event.type() in (QEvent.Type.PaletteChange, QEvent.Type.StyleChange):
-            self._paint_theme()
-        elif event.type() == QEvent.Type.LanguageChange:
-            self.retranslate()
 
     def _paint_theme(self) -> None:
         palette = self.palette()

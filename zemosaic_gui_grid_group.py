@@ -10,7 +10,7 @@ import json
 import sys
 from pathlib import Path
 
-from PySide6.QtCore import QEvent, QObject, QProcess, Signal
+from PySide6.QtCore import QObject, QProcess, Signal
 from PySide6.QtWidgets import QWidget
 
 from parallel_utils import WORKER_BASE_BYTES, machine, plan_workers
@@ -18,6 +18,7 @@ from zemosaic_gui_form import OptionRow
 from zemosaic_gui_parts import Card, label
 from zemosaic_gui_settings import Settings
 from zemosaic_gui_text import tr
+from zemosaic_gui_theme import FollowsLanguage
 
 #: The options of the group below its checkbox, in order.
 GRID_KEYS = ("grid_workers", "use_gpu_grid", "grid_size_factor", "grid_chunk_ram_mb", "grid_rgb_equalize")
@@ -73,7 +74,7 @@ class GpuSearch(QObject):
         self.found.emit(names, reason)
 
 
-class GridGroup(Card):
+class GridGroup(FollowsLanguage, Card):
     """The group of Grid mode."""
 
     def __init__(self, settings: Settings, *, classic: bool) -> None:
@@ -151,12 +152,6 @@ class GridGroup(Card):
     def _show_gpu(self, names: list[str], reason: str) -> None:
         self._gpu = names, reason
         self._refresh()
-
-    def changeEvent(self, event: QEvent) -> None:
-        """Follow the language."""
-        super().changeEvent(event)
-        if event.type() == QEvent.Type.LanguageChange:
-            self.retranslate()
 
 
 def all_keys(widget: QWidget) -> list[str]:

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
-from PySide6.QtCore import QEvent, Qt, Signal
+from PySide6.QtCore import Qt, Signal
 from PySide6.QtWidgets import (
     QFileDialog,
     QFormLayout,
@@ -29,6 +29,7 @@ from zemosaic_gui_lazy import LazyWidget
 from zemosaic_gui_parts import GAP, Card, bytes_range, bytes_text, duration_range, duration_text, label
 from zemosaic_gui_settings import Settings
 from zemosaic_gui_text import tr
+from zemosaic_gui_theme import FollowsLanguage
 
 _SUMMARY_WIDTH = 330
 _WORTH_TELLING = 1.05  # more frames than were summed up last; tens of thousands are not counted for every batch
@@ -234,7 +235,7 @@ class FrameCard(Card):
         self.button.setVisible(frame.usable or out)
 
 
-class InputPage(QWidget):
+class InputPage(FollowsLanguage, QWidget):
     """The page of the frames. `folder_chosen` tells of another input folder, `rescan` asks to look again."""
 
     folder_chosen = Signal(str)
@@ -452,12 +453,6 @@ class InputPage(QWidget):
         self.summary.retranslate()
         self.summary.show_found(self.found, self.excluded)
         self.frame.show_frame(self.found.frames.get(self._selected), self._selected in self.excluded)
-
-    def changeEvent(self, event: QEvent) -> None:
-        """Follow the language."""
-        super().changeEvent(event)
-        if event.type() == QEvent.Type.LanguageChange:
-            self.retranslate()
 
 
 def _beside(folder: str) -> str:

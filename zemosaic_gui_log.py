@@ -7,7 +7,7 @@ from datetime import datetime
 from html import escape
 from typing import NamedTuple
 
-from PySide6.QtCore import QEvent, Signal
+from PySide6.QtCore import Signal
 from PySide6.QtGui import QTextCursor
 from PySide6.QtWidgets import (
     QComboBox,
@@ -22,6 +22,7 @@ from PySide6.QtWidgets import (
 )
 
 from zemosaic_gui_text import tr
+from zemosaic_gui_theme import FollowsLanguage
 
 LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
 _MOST_LINES = 5000
@@ -36,7 +37,7 @@ class LogLine(NamedTuple):
     text: str
 
 
-class LogView(QWidget):
+class LogView(FollowsLanguage, QWidget):
     """The log of a run; the last `_MOST_LINES` lines of it, all are in the file beside the mosaic."""
 
     def __init__(self) -> None:
@@ -90,12 +91,6 @@ class LogView(QWidget):
         self.search.setAccessibleName(tr("log.search"))
         self.view.setAccessibleName(tr("run.log"))
 
-    def changeEvent(self, event: QEvent) -> None:
-        """Follow the language."""
-        super().changeEvent(event)
-        if event.type() == QEvent.Type.LanguageChange:
-            self.retranslate()
-
 
 def _html(line: LogLine) -> str:
     text = escape(f"{line.time}  {line.text}").replace("\n", "<br>")
@@ -103,7 +98,7 @@ def _html(line: LogLine) -> str:
     return f'<span style="color:{colour}">{text}</span>' if colour else f"<span>{text}</span>"
 
 
-class Problems(QTreeWidget):
+class Problems(FollowsLanguage, QTreeWidget):
     """What is missing from the mosaic, as it comes: what it is, and why; `counted` has their number."""
 
     counted = Signal(int)
@@ -134,9 +129,3 @@ class Problems(QTreeWidget):
         """Take the words anew."""
         self.setHeaderLabels([tr("problems.what"), tr("problems.why")])
         self.setAccessibleName(tr("problems.name"))
-
-    def changeEvent(self, event: QEvent) -> None:
-        """Follow the language."""
-        super().changeEvent(event)
-        if event.type() == QEvent.Type.LanguageChange:
-            self.retranslate()

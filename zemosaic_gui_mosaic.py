@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from PySide6.QtCore import QEvent, Qt
+from PySide6.QtCore import Qt
 from PySide6.QtWidgets import (
     QButtonGroup,
     QCheckBox,
@@ -23,6 +23,7 @@ from zemosaic_gui_grid_group import GRID_KEYS, GridGroup
 from zemosaic_gui_parts import GAP, Card, label
 from zemosaic_gui_settings import PRESETS, Settings
 from zemosaic_gui_text import section_label, tr
+from zemosaic_gui_theme import FollowsLanguage
 from zemosaic_types import ConfigError
 
 #: Options that have a place of their own elsewhere.
@@ -140,7 +141,7 @@ class AllOptions(Card):
             heading.setText(section_label(section))
 
 
-class MosaicPage(QWidget):
+class MosaicPage(FollowsLanguage, QWidget):
     """The page of the options."""
 
     def __init__(self, settings: Settings, *, classic: bool) -> None:
@@ -217,9 +218,3 @@ class MosaicPage(QWidget):
         self.save.setText(tr("settings.save"))
         self.presets.retranslate()
         self.options.retranslate()
-
-    def changeEvent(self, event: QEvent) -> None:
-        """Follow the language."""
-        super().changeEvent(event)
-        if event.type() == QEvent.Type.LanguageChange:
-            self.retranslate()

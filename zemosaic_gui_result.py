@@ -5,12 +5,13 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from PySide6.QtCore import QEvent, QProcess, Qt, Signal
+from PySide6.QtCore import QProcess, Qt, Signal
 from PySide6.QtWidgets import QFileDialog, QHBoxLayout, QPushButton, QScrollArea, QTabWidget, QVBoxLayout, QWidget
 
 from zemosaic_gui_lazy import LazyWidget
 from zemosaic_gui_parts import GAP, Card, duration_text, label, show_folder
 from zemosaic_gui_text import tr
+from zemosaic_gui_theme import FollowsLanguage
 from zemosaic_types import RunResult
 
 _SIDE_WIDTH = 300
@@ -20,7 +21,7 @@ import zemosaic_cli; sys.exit(zemosaic_cli.main(["report", {folder!r}]))
 """
 
 
-class ResultPage(QWidget):
+class ResultPage(FollowsLanguage, QWidget):
     """The page of the result.
 
     `again` asks for a run without the frames that spoil the mosaic; `excluded_changed` has the frames that the
@@ -182,9 +183,3 @@ class ResultPage(QWidget):
         self.without.setToolTip(tr("result.without.help"))
         self.other.setText(tr("result.other"))
         self._show_words()
-
-    def changeEvent(self, event: QEvent) -> None:
-        """Follow the language."""
-        super().changeEvent(event)
-        if event.type() == QEvent.Type.LanguageChange:
-            self.retranslate()

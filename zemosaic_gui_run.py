@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterable
 from pathlib import Path
 
-from PySide6.QtCore import QEvent, QTimer
+from PySide6.QtCore import QTimer
 from PySide6.QtWidgets import QHBoxLayout, QProgressBar, QTabWidget, QVBoxLayout, QWidget
 
 from zemosaic_events import (
@@ -27,6 +27,7 @@ from zemosaic_gui_lazy import LazyWidget
 from zemosaic_gui_log import LogView, Problems
 from zemosaic_gui_parts import GAP, Card, duration_range, duration_text, label
 from zemosaic_gui_text import tr
+from zemosaic_gui_theme import FollowsLanguage
 from zemosaic_types import RunDied
 
 _TICK_MS = 500
@@ -35,7 +36,7 @@ _PHASES = ("scan", "headers", "solve", "measure", "stack", "coadd", "add", "asse
 _LINES_AT_MOST = 3  # of a reason, in the status; the log has it all
 
 
-class RunPage(QWidget):
+class RunPage(FollowsLanguage, QWidget):
     """The page of a run; it shows what it hears and starts nothing itself."""
 
     def __init__(self) -> None:
@@ -229,12 +230,6 @@ class RunPage(QWidget):
         self._show_status()
         if self._tick.isActive():
             self._show_eta()
-
-    def changeEvent(self, event: QEvent) -> None:
-        """Follow the language."""
-        super().changeEvent(event)
-        if event.type() == QEvent.Type.LanguageChange:
-            self.retranslate()
 
 
 def _phase(phase: str) -> str:

@@ -20,6 +20,7 @@ from zemosaic_gui_background import Background
 from zemosaic_gui_legend import Ramp, Swatch
 from zemosaic_gui_sky import SkyGrid, TangentPlane, covering, dec_text, depth_image, middle_of, ra_text, sky_grid
 from zemosaic_gui_text import tr
+from zemosaic_gui_theme import FollowsLook
 
 MAX_OUTLINES = 400  # in view; beyond, depth alone tells more
 
@@ -52,7 +53,7 @@ _TILE_COLOURS = {
 _CANVAS_COLOUR, _OUT_COLOUR = "#cc79a7", "#d55e00"
 
 
-class SkyMap(QWidget):
+class SkyMap(FollowsLook, QWidget):
     """A map of frames and tiles, north up, east left.
 
     The wheel zooms, dragging moves, a click names the frame under it (`frame_clicked` with its id; another click
@@ -211,14 +212,6 @@ class SkyMap(QWidget):
         for swatch in self._swatches.values():
             row.addWidget(swatch)
         return row
-
-    def changeEvent(self, event: QEvent) -> None:
-        """Follow the theme and the language."""
-        super().changeEvent(event)
-        if event.type() in (QEvent.Type.PaletteChange, QEvent.Type.StyleChange):
-            self._paint_theme()
-        elif event.type() == QEvent.Type.LanguageChange:
-            self.retranslate()
 
     def _paint_theme(self) -> None:
         palette = self.palette()

@@ -1,10 +1,10 @@
-"""How the program looks: light, dark, or as the system is."""
+"""How the program looks: light, dark, or as the system is; what widgets that follow it have in common."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from PySide6.QtCore import Qt
+from PySide6.QtCore import QEvent, Qt
 from PySide6.QtGui import QColor, QPalette
 from PySide6.QtWidgets import QApplication
 
@@ -103,6 +103,26 @@ QTabBar::tab:selected { color: %(text)s; font-weight: 600; border-bottom: 2px so
 QTabBar::tab:focus { color: %(accent)s; }
 QSplitter::handle { background: transparent; }
 """
+
+
+class FollowsLanguage:
+    """Makes a widget put its words anew, by its `retranslate`, when the language changes; before Qt's class."""
+
+    def changeEvent(self, event: QEvent) -> None:
+        """Follow the language."""
+        super().changeEvent(event)
+        if event.type() == QEvent.Type.LanguageChange:
+            self.retranslate()
+
+
+class FollowsLook(FollowsLanguage):
+    """The same for the colours that a widget paints itself, by its `_paint_theme`."""
+
+    def changeEvent(self, event: QEvent) -> None:
+        """Follow the language and the theme."""
+        super().changeEvent(event)
+        if event.type() in (QEvent.Type.PaletteChange, QEvent.Type.StyleChange):
+            self._paint_theme()
 
 
 def is_dark(theme: str) -> bool:

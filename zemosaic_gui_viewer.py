@@ -41,6 +41,7 @@ from zemosaic_gui_pyramid import (
 )
 from zemosaic_gui_sky import dec_text, ra_text
 from zemosaic_gui_text import tr
+from zemosaic_gui_theme import FollowsLook
 from zemosaic_types import FrameError, Rect
 
 _OVERVIEW_PX = 700
@@ -79,7 +80,7 @@ def _load(path: Path, cancel: CancelToken) -> _Layer:
     return _Layer(info, whole, tones_of(whole.pixels))
 
 
-class MosaicViewer(QWidget):
+class MosaicViewer(FollowsLook, QWidget):
     """Shows a mosaic of any size.
 
     The wheel zooms, dragging moves; with the keyboard: arrows, plus, minus, Home for all, 1 for one to one.
@@ -258,14 +259,6 @@ class MosaicViewer(QWidget):
         foot.addWidget(self._readout, 1)
         foot.addWidget(self._zoom_label)
         return foot
-
-    def changeEvent(self, event: QEvent) -> None:
-        """Follow the theme and the language."""
-        super().changeEvent(event)
-        if event.type() in (QEvent.Type.PaletteChange, QEvent.Type.StyleChange):
-            self._paint_theme()
-        elif event.type() == QEvent.Type.LanguageChange:
-            self.retranslate()
 
     def _paint_theme(self) -> None:
         self._plot.setBackground(self.palette().color(QPalette.ColorRole.Base))

@@ -32,7 +32,7 @@ from zemosaic_gui_result import ResultPage
 from zemosaic_gui_run import RunPage
 from zemosaic_gui_settings import Settings
 from zemosaic_gui_text import language, languages, set_language, tr
-from zemosaic_gui_theme import THEMES, apply_theme
+from zemosaic_gui_theme import THEMES, FollowsLanguage, apply_theme
 from zemosaic_types import ConfigError, PlanError, ProductExistsError, RunResult, ZeMosaicError
 from zemosaic_worker import PIPELINES, RunRequest, choose_pipeline, find_pipeline, title_of
 
@@ -52,7 +52,7 @@ _SURVEY_KEYS = {
 }
 
 
-class MainWindow(QMainWindow):
+class MainWindow(FollowsLanguage, QMainWindow):
     """The desktop program.
 
     Parameters
@@ -445,12 +445,6 @@ class MainWindow(QMainWindow):
         """Begin at the button that leads on."""
         super().showEvent(event)
         QTimer.singleShot(0, self.primary.setFocus)  # after Qt has chosen the first of all
-
-    def changeEvent(self, event: QEvent) -> None:
-        """Follow the language."""
-        super().changeEvent(event)
-        if event.type() == QEvent.Type.LanguageChange:
-            self.retranslate()
 
     # ---- the end -----------------------------------------------------------------------------------------
 

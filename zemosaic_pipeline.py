@@ -12,7 +12,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from parallel_utils import WORKER_BASE_BYTES, TaskPool, machine, plan_workers, prepare_workers
-from zemosaic_events import CancelToken, Emitter, FinishReason, RunFinished, tagged, tagged_logger
+from zemosaic_events import (
+    CancelToken,
+    Emitter,
+    FinishReason,
+    RunFinished,
+    tagged,
+    tagged_logger,
+    told_when_it_fails,
+)
 from zemosaic_fits_io import frame_wcs
 from zemosaic_fits_products import ensure_writable_folder
 from zemosaic_match import MatchedFrames, drop_misfits, lowest_saturation
@@ -35,7 +43,6 @@ from zemosaic_types import (
     FrameRecord,
     PlanError,
     ProductExistsError,
-    RunCancelled,
     RunResult,
     ZeMosaicError,
 )
@@ -80,18 +87,9 @@ def run_pipeline(
     RunCancelled
     """
     emit = Emitter(listener)
-    try:
-        paths = ProductPaths(Path(folders[1]), f"mosaic_{name}")
-        with tagged(name.upper()):
-            result = _logged_run(
-                Path(folders[0]), RunBook(paths, emit, cancel or CancelToken()), settings, execute
-            )
-    except RunCancelled as cancelled:
-        emit(RunFinished(FinishReason.CANCELLED, str(cancelled)))
-        raise
-    except BaseException as error:
-        emit(RunFinished(FinishReason.ERROR, str(error)))
-        raise
+    with told_when_it_fails(emit), tagged(name.upper()):
+        book = RunBook(ProductPaths(Path(folders[1]), f"mosaic_{name}"), emit, cancel or CancelToken())
+        result = _logged_run(Path(folders[0]), book, settings, execute)
     reason = FinishReason.COMPLETE if result.complete else FinishReason.WITH_FAILURES
     emit(RunFinished(reason, f"{result.n_used} of {result.n_planned} frames in {result.mosaic_path}"))
     return result

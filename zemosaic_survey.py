@@ -30,6 +30,7 @@ from zemosaic_events import (
     SurveyDone,
     SurveyFrame,
     SurveyFrames,
+    told_when_it_fails,
 )
 from zemosaic_fits_io import frame_wcs
 from zemosaic_fits_products import free_bytes
@@ -43,7 +44,7 @@ from zemosaic_programs import HOW_TO_INSTALL
 from zemosaic_reproject import Canvas, Placement, optimal_canvas, place_roughly, sky_outline
 from zemosaic_solving import CACHE_NAME, WcsCache, solve_frames
 from zemosaic_tiling import cell_length_px, cut_cells, frames_of_cells
-from zemosaic_types import FrameError, FrameRecord, LeftOut, PlanError, PlanRow, RunCancelled, SolverMissing
+from zemosaic_types import FrameError, FrameRecord, LeftOut, PlanError, PlanRow, SolverMissing
 
 logger = logging.getLogger("ZeMosaicWorker.survey")
 
@@ -123,15 +124,9 @@ def run_survey(
     RunCancelled
     """
     emit = Emitter(listener)
-    try:
+    with told_when_it_fails(emit):
         survey = _Survey(Path(input_folder), Path(output_folder), settings, emit, cancel or CancelToken())
         done = survey.execute()
-    except RunCancelled as cancelled:
-        emit(RunFinished(FinishReason.CANCELLED, str(cancelled)))
-        raise
-    except BaseException as error:
-        emit(RunFinished(FinishReason.ERROR, str(error)))
-        raise
     emit(done)
     emit(RunFinished(FinishReason.COMPLETE, f"{done.n_usable} of {done.n_frames} frames can be used"))
     return done

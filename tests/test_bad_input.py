@@ -19,7 +19,8 @@ import pytest
 from astropy.io import fits
 from scipy.ndimage import binary_dilation, binary_erosion
 
-from grid_mode import GridSettings, run_grid, run_grid_mode
+from classic_mode import ClassicSettings, run_classic
+from grid_mode import GridSettings, run_grid_mode
 from surveys import Run, survey_in
 from zemosaic_events import (
     CancelToken,
@@ -76,7 +77,7 @@ class Attempt(Run):
     """A run that may fail. It must finish exactly once, and leave its input as it was."""
 
     def __init__(self, folder, output, settings=ONE_WORKER, *, listener=None, cancel=None, spoils_input=False):
-        self.events, self.paths = [], ProductPaths(output)
+        self.events, self.paths = [], ProductPaths(output, self.stem)
         self.error = self.result = None
         before = fingerprint(folder)
 
@@ -86,7 +87,7 @@ class Attempt(Run):
                 listener(event)
 
         try:
-            self.result = run_grid(folder, output, settings, listener=hear, cancel=cancel)
+            self.result = self.pipeline(folder, output, settings, listener=hear, cancel=cancel)
         except Exception as error:  # noqa: BLE001 - what a run may raise is the tests' business
             self.error = error
         assert spoils_input or fingerprint(folder) == before, "the run touched its input"
@@ -105,6 +106,12 @@ class Attempt(Run):
         """The one row of the ledger for a file."""
         (row,) = [row for row in self.rows if Path(row["path"]).name == name]
         return row
+
+
+class ClassicAttempt(Attempt):
+    """The same by way of master tiles."""
+
+    pipeline, stem = staticmethod(run_classic), "mosaic_classic"
 
 
 def fingerprint(folder):
@@ -264,6 +271,20 @@ def planned(frames, tmp_path_factory):
 @pytest.fixture(params=["scanned", "planned"])
 def spoiled(request):
     return request.getfixturevalue(request.param)
+
+
+def test_bad_frames_leave_no_trace_in_the_mosaic_of_classic(frames, tmp_path):
+    settings = ClassicSettings(workers=2, solve=None)
+    clean = ClassicAttempt(frames, tmp_path / "clean", settings)
+    run = ClassicAttempt(spoiled_copy(frames, tmp_path / "raw"), tmp_path / "out", settings)
+    assert (clean.finish, run.finish) == (FinishReason.COMPLETE, FinishReason.WITH_FAILURES)
+    for case, (_, reason) in BAD_FRAMES.items():
+        row = run.row(file_of(case))
+        assert row["used"] == "no"
+        assert re.search(reason, row["reason"])
+    assert run.result.n_used == clean.result.n_used == 8
+    same_mosaic(run, clean)
+    assert half_written(run.paths.folder) == []
 
 
 @pytest.mark.parametrize("case", BAD_FRAMES)

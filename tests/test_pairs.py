@@ -8,18 +8,8 @@ import shapely
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
+from test_tiling import square
 from zemosaic_pairs import overlapping_pairs, partner_pairs, thin_pairs
-from zemosaic_reproject import Placement
-from zemosaic_types import Rect
-
-
-def square(x, y, side, angle=0.0):
-    corners = np.array([(-1, -1), (1, -1), (1, 1), (-1, 1)]) * side / 2
-    c, s = np.cos(angle), np.sin(angle)
-    polygon = corners @ np.array([[c, s], [-s, c]]) + [x, y]
-    low, high = np.floor(polygon.min(axis=0)).astype(int), np.ceil(polygon.max(axis=0)).astype(int)
-    bounds = Rect(low[1], high[1] + 1, low[0], high[0] + 1)
-    return Placement(bounds, 64, 1.0, tuple(map(tuple, polygon.tolist())))
 
 
 def test_pairs_are_those_of_all_against_all():
