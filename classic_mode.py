@@ -102,12 +102,12 @@ class _ClassicRun:
             with front as (pool, settled):
                 with book.phase("group"):
                     tiles = plan_tiles(self._groups(settled), settled, pool, book)
+                mosaic = files.enter_context(open_mosaic(settled, settings, book))  # a full disk is told at once
                 with book.phase("stack"):
                     stackers = open_stackers(pool, settings, book, self.access)
                     work = TileWork(tiles, settled, settings, book, n_workers=pool.n_workers)
                     made = files.enter_context(work).run(stackers)
                 with book.phase("coadd"):
-                    mosaic = files.enter_context(open_mosaic(settled, settings, book))
                     method = settings.normalise if settings.intertile_match else "none"
                     frames = tile_frames(made, settled, method, pool, book)
                     how = settings.final_assembly_method

@@ -45,10 +45,18 @@ class Cameras:
         """Return the indices of the frames of the camera, and exposure, that most frames are of."""
         most = self.members()[int(np.argmax(np.bincount(self.number)))]
         log = np.log(self.seconds[most])
-        if np.ptp(log) <= SAME_EXPOSURE:
-            return most
-        _, place, count = np.unique(np.floor(log / SAME_EXPOSURE), return_inverse=True, return_counts=True)
-        return most[place == np.argmax(count)]
+        ordered = np.sort(log)
+        count = np.searchsorted(ordered, ordered + SAME_EXPOSURE, side="right") - np.arange(log.size)
+        shortest = ordered[np.argmax(count)]
+        return most[(log >= shortest) & (log <= shortest + SAME_EXPOSURE)]
+
+
+def classes_of(values: np.ndarray, gap: float) -> np.ndarray:
+    """Return the classes (n,) that values fall into where none lie between them for more than `gap`."""
+    order = np.argsort(values, kind="stable")
+    number = np.empty(values.size, dtype=np.int64)
+    number[order] = np.concatenate([[0], np.cumsum(np.diff(values[order]) > gap)])
+    return number
 
 
 def common_scale(

@@ -70,14 +70,10 @@ def tile_frames(
     """
     records = [_record(tile.path) for tile in tiles]
     placements = [place(frame_wcs(r.header), r.header.shape, settled.canvas) for r in records]
-    geometry = Geometry(
-        centre=np.array([np.mean(p.polygon, axis=0) for p in placements]),
-        area_ratio=np.array([p.area_ratio for p in placements]),
-        cell_px=settled.matched.measured[0].cell_px,
-    )
+    geometry = Geometry.of(placements, settled.matched.measured[0].cell_px)
     found = untouched(geometry, settled.n_channels)
     wanted = len(tiles) > 1 and method != "none"
-    looks = _look_at_all(pool, records, settled, geometry.cell_px, measured=wanted)
+    looks = _look_at_all(pool, records, settled, geometry.cell_px, book, measured=wanted)
     if wanted:
         found = _brought_together(looks, geometry, found, method, book)
     return [
@@ -109,7 +105,7 @@ _LookTask = tuple[int, FrameRecord, Canvas, int, int, bool]
 
 
 def _look_at_all(
-    pool: TaskPool, records: list[FrameRecord], settled: Settled, cell_px: int, *, measured: bool
+    pool: TaskPool, records: list[FrameRecord], settled: Settled, cell_px: int, book: RunBook, *, measured: bool
 ) -> list[_Look]:
     tasks: list[_LookTask] = [
         (k, record, settled.canvas, cell_px, settled.n_channels, measured) for k, record in enumerate(records)
@@ -119,6 +115,7 @@ def _look_at_all(
         if outcome.error is not None:
             raise OutputError(f"{outcome.task[1].path} cannot be read again: {outcome.error}") from outcome.error
         looks.append(outcome.value)
+        book.note_memory("worker", outcome.value.peak_memory_bytes)
     return sorted(looks, key=lambda look: look.number)
 
 
@@ -228,9 +225,10 @@ def coadd(
         mosaic.stack(stackers, tasks, phase="coadd", work=coadd_cell, note=_nothing)
         return
     with sums_on_disk(mosaic.book.paths.mosaic) as folder_of:
-        _add_all(stackers.workers, tasks, frames, folder_of, mosaic.book)
-        finish = partial(settle_cell, folder_of)
-        mosaic.stack(stackers, tasks, phase="coadd", work=finish, note=_nothing)
+        failures = _add_all(stackers.workers, tasks, frames, folder_of, mosaic.book)
+        finish = partial(settle_cell, folder_of, failures)
+        # A GPU has nothing to do with sums that are there.
+        mosaic.stack(stackers.workers, tasks, phase="coadd", work=finish, note=_nothing)
 
 
 def _nothing(task: CellTask, report: CellReport) -> None:
@@ -305,8 +303,11 @@ class _AddTask:
     stem: Path
 
 
-def _add_all(pool: TaskPool, tasks: list[CellTask], frames: list[StackFrame], stem: Path, book: RunBook) -> None:
-    """Add master tiles to the sums, one after the other; what fails is told when the cell is completed."""
+def _add_all(
+    pool: TaskPool, tasks: list[CellTask], frames: list[StackFrame], stem: Path, book: RunBook
+) -> dict[int, str]:
+    """Add master tiles to the sums, one after the other; return the first failure of cells that have one."""
+    failures: dict[int, str] = {}
     turns = {task.number: 0 for task in tasks}
     progress = book.progress("add", unit="master tile")
     progress(0, len(frames))
@@ -315,14 +316,16 @@ def _add_all(pool: TaskPool, tasks: list[CellTask], frames: list[StackFrame], st
         adds = []
         for task in here:
             turns[task.number] += 1
-            adds.append(_AddTask(task, frame, turns[task.number], stem))
+            adds.append(_AddTask(replace(task, frames=()), frame, turns[task.number], stem))
         for outcome in pool.run(_add, adds, retry=lambda task: task):
             if outcome.error is None:
                 book.note_memory("worker", outcome.value)
             else:
                 number, why = outcome.task.cell.number, outcome.error
                 logger.warning("master tile %s is not added to cell %d: %s", frame.record.frame_id, number, why)
+                failures.setdefault(number, str(why))
         progress(done, len(frames))
+    return failures
 
 
 def _add(task: _AddTask) -> int:
@@ -345,10 +348,14 @@ def _add(task: _AddTask) -> int:
     total[at] += np.where(seen, share * np.where(seen, samples, 0.0), 0.0)
     weight[at] += np.where(seen, share, 0.0)
     counts[at] += frames_of(source, part)
-    new = _of_cell(temp_path(path.with_name("new")), cell.number)
-    with new.open("wb") as file:
-        np.savez(file, turn=task.turn, total=total, weight=weight, counts=counts)
-    new.replace(path)
+    new = _of_cell(task.stem, f"{cell.number}-new")
+    try:
+        with new.open("wb") as file:
+            np.savez(file, turn=task.turn, total=total, weight=weight, counts=counts)
+        new.replace(path)
+    except OSError as error:
+        new.unlink(missing_ok=True)
+        raise OutputError(f"the sums of a cell cannot be written: {error.strerror}") from error
     return peak_memory_bytes()
 
 
@@ -360,7 +367,7 @@ def _sums(path: Path, shape: tuple[int, int, int]) -> tuple[int, np.ndarray, np.
         return int(sums["turn"]), sums["total"], sums["weight"], sums["counts"]
 
 
-def settle_cell(stem: Path, task: CellTask) -> CellReport:
+def settle_cell(stem: Path, failures: dict[int, str], task: CellTask) -> CellReport:
     """Divide the sums of a cell by its weights and write it to its place.
 
     Raises
@@ -370,7 +377,8 @@ def settle_cell(stem: Path, task: CellTask) -> CellReport:
     """
     turn, total, weight, counts = _sums(_of_cell(stem, task.number), (task.options.n_channels, *task.rect.shape))
     if turn != len(task.frames):
-        raise OutputError(f"only {turn} of its {len(task.frames)} master tiles could be added")
+        why = failures.get(task.number, "their sums are gone")
+        raise OutputError(f"only {turn} of its {len(task.frames)} master tiles could be added: {why}")
     image = np.divide(total, weight, out=np.full(total.shape, np.nan), where=weight > 0).astype(np.float32)
     none = np.zeros_like(counts)
     tally = np.zeros((len(task.frames), 3), dtype=np.int64)

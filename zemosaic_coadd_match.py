@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 
@@ -70,20 +71,14 @@ def agreement(measures: list[FrameMeasure], geometry: Geometry, *, method: str) 
     """
     as_they_are = untouched(geometry, measures[0].sky.size)
     halves = [[_half(m, geometry.cell_px, parity) for m in measures] for parity in (0, 1)]
-    by_stars = method in ("linear_fit", "global") and _is_worth_it(
-        halves, lambda half: _solved(half, geometry, method), as_they_are, lambda s, half: _star_scatter(s, half)
-    )
+    solve = partial(_solved, geometry, method)
+    by_stars = method in ("linear_fit", "global") and _is_worth_it(halves, solve, as_they_are, _star_scatter)
     seen = measures if by_stars else [_without_stars(m) for m in measures]
     halves = halves if by_stars else [[_without_stars(m) for m in half] for half in halves]
-    by_sky = method != "none" and _is_worth_it(
-        halves,
-        lambda half: _solved(half, geometry, method),
-        as_they_are,
-        lambda s, half: _sky_scatter(s, half, geometry),
-    )
+    by_sky = method != "none" and _is_worth_it(halves, solve, as_they_are, partial(_sky_scatter, geometry))
     if not (by_stars or by_sky):
         return as_they_are
-    solved = _solved(seen, geometry, method)
+    solved = solve(seen)
     if not by_sky:
         solved = replace(as_they_are, gain=solved.gain)
     return replace(solved, by_stars=by_stars, by_sky=by_sky)
@@ -110,7 +105,7 @@ def _mean(squares: np.ndarray) -> float:
     return float(np.minimum(squares, _MOST_SIGMAS**2).mean())
 
 
-def _solved(measures: list[FrameMeasure], geometry: Geometry, method: str) -> Agreement:
+def _solved(geometry: Geometry, method: str, measures: list[FrameMeasure]) -> Agreement:
     match = solve_match(measures, geometry, method=method)
     return Agreement(match.gain, match.offset, match.gradient)
 
@@ -145,7 +140,7 @@ def _star_scatter(solution: Agreement, measures: list[FrameMeasure]) -> np.ndarr
     return _squares(number[good], value, sigma)
 
 
-def _sky_scatter(solution: Agreement, measures: list[FrameMeasure], geometry: Geometry) -> np.ndarray:
+def _sky_scatter(geometry: Geometry, solution: Agreement, measures: list[FrameMeasure]) -> np.ndarray:
     """Return squared differences of the levels of common cells from their means, in noises of a pixel."""
     frame = np.repeat(np.arange(len(measures)), [m.cell.size for m in measures])
     cell, level = (np.concatenate([getattr(m, name) for m in measures]) for name in ("cell", "level"))

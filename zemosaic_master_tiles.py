@@ -409,4 +409,6 @@ def tile_header(
 
 
 def _plain(text: str) -> str:
-    return text.encode("ascii", "replace").decode()[:_LONGEST_TEXT]
+    """Return what a header can hold of a text."""
+    printable = "".join(c if c.isprintable() else " " for c in text)
+    return " ".join(printable.split()).encode("ascii", "replace").decode()[:_LONGEST_TEXT]

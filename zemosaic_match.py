@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from zemosaic_cameras import Cameras
+from zemosaic_cameras import Cameras, classes_of
 from zemosaic_fits_io import frame_wcs
 from zemosaic_frame_source import StackFrame
 from zemosaic_measure import FWHM_OF_SIGMA, MeasuredFrame
@@ -31,6 +31,8 @@ MAX_BEND = 0.1
 
 # An exposure of more than a day is a mistake of the header; a plan says 1 s where nobody knows.
 _LONGEST_S, _UNKNOWN_S = 86400.0, 1.0
+# Frames whose pixels' areas differ by this factor (a power of 2), with none between, are binned otherwise.
+_ANOTHER_BINNING = 0.5
 # So few frames of a camera have no usual one among them; the brightest is taken for it.
 _FEW = 3
 # Weights are best for means of so many pixels a side: the scale at which an uneven sky begins to show.
@@ -160,14 +162,16 @@ def match_frames(measured: list[MeasuredFrame], canvas: Canvas, options: MatchOp
 def _cameras(measured: list[MeasuredFrame]) -> Cameras:
     """Return which frames see a second of light alike.
 
-    Crops of a camera's frames are of one, binned ones of another. An exposure that is not known is the usual one.
+    Crops of a camera's frames are of one, binned ones of another. On a wide canvas the sizes of pixels differ a
+    little. An exposure that is not known is the usual one.
     """
     keys: dict[tuple, int] = {}
     seconds = np.array([_exposure_s(m.record) for m in measured])
     number = np.empty(len(measured), dtype=np.int64)
+    scales = classes_of(np.log2([m.placement.area_ratio for m in measured]), _ANOTHER_BINNING)
     for k, m in enumerate(measured):
-        h, scale = m.record.header, round(np.log2(m.placement.area_ratio))
-        key = h.telescope, h.instrument, h.layout, h.bayer, h.filter, scale
+        h = m.record.header
+        key = h.telescope, h.instrument, h.layout, h.bayer, h.filter, int(scales[k])
         number[k] = keys.setdefault(key, len(keys))
     cameras = Cameras(number, seconds)
     for members in cameras.members():
@@ -215,12 +219,7 @@ def coarse_map(match: Match, canvas: Canvas, cell_px: int) -> tuple[np.ndarray, 
 
 
 def _solve(measured: list[MeasuredFrame], options: MatchOptions) -> tuple[Match, Geometry]:
-    placements = [m.placement for m in measured]
-    geometry = Geometry(
-        centre=np.array([np.mean(p.polygon, axis=0) for p in placements]),
-        area_ratio=np.array([p.area_ratio for p in placements]),
-        cell_px=measured[0].cell_px,
-    )
+    geometry = Geometry.of([m.placement for m in measured], measured[0].cell_px)
     how = {"method": options.normalise, "cameras": _cameras(measured)}
     return solve_match([m.measure for m in measured], geometry, **how), geometry
 

@@ -22,16 +22,6 @@ _BOX_SHORT_SIDES = 0.7
 _ENVOYS = 8
 
 
-def overlapping_pairs(placements: list[Placement]) -> np.ndarray:
-    """Return all index pairs (first < second) of frames whose footprints overlap, (p, 2), sorted.
-
-    Their number is quadratic where many frames share a place; see `partner_pairs`.
-    """
-    polygons = _polygons(placements)
-    first, second = shapely.STRtree(polygons).query(polygons, predicate="intersects")
-    return _sorted_pairs(first, second)
-
-
 def partner_pairs(placements: list[Placement], most: int) -> np.ndarray:
     """Return pairs of overlapping frames that tie together all frames that overlaps tie together.
 

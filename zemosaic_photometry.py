@@ -9,7 +9,9 @@ Groups of frames that touch no other group are levelled each by itself and tied 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
@@ -83,6 +85,13 @@ class FrameMeasure:
     cell_y: np.ndarray
 
 
+class Placed(Protocol):
+    """What `Geometry.of` asks of a `zemosaic_reproject.Placement`."""
+
+    polygon: tuple[tuple[float, float], ...]
+    area_ratio: float
+
+
 @dataclass(frozen=True)
 class Geometry:
     """Where the frames of a match lie.
@@ -100,6 +109,12 @@ class Geometry:
     centre: np.ndarray
     area_ratio: np.ndarray
     cell_px: int
+
+    @classmethod
+    def of(cls, placements: Sequence[Placed], cell_px: int) -> Geometry:
+        """Return the geometry of frames from where they lie on the canvas."""
+        centre = np.array([np.mean(p.polygon, axis=0) for p in placements])
+        return cls(centre, np.array([p.area_ratio for p in placements]), cell_px)
 
 
 @dataclass(frozen=True)

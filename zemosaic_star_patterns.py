@@ -189,16 +189,12 @@ def _owners(patterns: Sequence[StarPattern]) -> np.ndarray:
 # ---- two patterns ----------------------------------------------------------------------------------------
 
 
-def match_patterns(
-    first: StarPattern, second: StarPattern, scales: tuple[float, float] = (0.0, np.inf)
-) -> PatternMatch | None:
+def match_patterns(first: StarPattern, second: StarPattern) -> PatternMatch | None:
     """Return the similarity by which two patterns coincide, None if they do not.
 
     Parameters
     ----------
     first, second : StarPattern
-    scales : tuple of float
-        Smallest and largest scale to be believed, pixels of the second image a pixel of the first.
 
     Notes
     -----
@@ -207,7 +203,7 @@ def match_patterns(
     the common stars at least a fifth of those that either frame shows of the other's field, or twice as many where
     they are at the same pixels in both.
     """
-    turn, shift = _guesses(first, second, scales)
+    turn, shift = _guesses(first, second)
     if not turn.size:
         return None
     tree = KDTree(_plane(second.z))
@@ -220,14 +216,10 @@ def match_patterns(
         refined = _refined(first, second, tree, turn[k], shift[k], turn.size)
         if refined is not None and (best is None or refined.chance < best.chance):
             best = refined
-    if best is None or not scales[0] <= abs(best.turn) <= scales[1]:
-        return None
     return best
 
 
-def _guesses(
-    first: StarPattern, second: StarPattern, scales: tuple[float, float]
-) -> tuple[np.ndarray, np.ndarray]:
+def _guesses(first: StarPattern, second: StarPattern) -> tuple[np.ndarray, np.ndarray]:
     """Return the similarities (h,) that pairs of like quads suggest, those of the likest first."""
     nothing = np.empty(0, dtype=np.complex128)
     if not (len(first.quads) and len(second.quads)):
@@ -240,8 +232,8 @@ def _guesses(
     order = np.argsort(near[rows, columns], kind="stable")
     rows, columns = rows[order], columns[order]
     turn, shift = _similarities(first.z[first.quads[rows]], second.z[second.quads[like[rows, columns]]])
-    believed = (np.abs(turn) >= scales[0]) & (np.abs(turn) <= scales[1])
-    return turn[believed][:_MOST_GUESSES], shift[believed][:_MOST_GUESSES]
+    known = np.isfinite(turn)
+    return turn[known][:_MOST_GUESSES], shift[known][:_MOST_GUESSES]
 
 
 def _similarities(a: np.ndarray, b: np.ndarray, weight: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:

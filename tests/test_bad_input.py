@@ -602,13 +602,16 @@ def test_a_disk_that_takes_no_tile_ends_with_a_clear_error(frames, tmp_path):
 
 @posix_only
 @pytest.mark.usefixtures("clean")
-def test_a_disk_without_room_for_the_products_is_told_before_a_tile_is_made(frames, tmp_path):
-    command = [*GRID, frames, tmp_path / "out", "--workers", "1"]
+@pytest.mark.parametrize("mode", ["grid", "classic"])
+def test_a_disk_without_room_for_the_products_is_told_before_a_tile_is_made(frames, tmp_path, mode):
+    command = [*GRID[:-1], mode, frames, tmp_path / "out", "--workers", "1"]
     limits = {"cwd": tmp_path, "preexec_fn": limited_to(150_000)}
     done = subprocess.run(command, capture_output=True, text=True, **limits)
     assert done.returncode == 1
-    assert re.search(r"^zemosaic: .*mosaic_grid.fits cannot be written: File too large", done.stderr, re.MULTILINE)
-    assert {path.name for path in (tmp_path / "out").rglob("*")} == {"stack_plan.csv", "zemosaic.log"}
+    words = rf"^zemosaic: .*mosaic_{mode}.fits cannot be written: File too large"
+    assert re.search(words, done.stderr, re.MULTILINE)
+    left = {path.name for path in (tmp_path / "out").rglob("*")}
+    assert left == {"stack_plan.csv", "zemosaic.log"} | ({"groups.json"} if mode == "classic" else set())
 
 
 IN_A_SMALL_DISK = """

@@ -81,6 +81,12 @@ def test_frames_of_one_kind_are_left_as_they_are():
     assert not by_sky.any()
 
 
+@pytest.mark.parametrize("seconds", [[9.97] * 4 + [10.0] * 4 + [30.0] * 5, [9.5] * 5 + [10.4] * 4 + [20.0] * 6])
+def test_the_usual_exposure_is_the_one_that_most_frames_are_near(seconds):
+    usual = Cameras(np.zeros(len(seconds), dtype=int), np.array(seconds)).usual()
+    assert usual.tolist() == np.flatnonzero(np.array(seconds) < 15.0).tolist()
+
+
 # ---- whole runs -------------------------------------------------------------------------------------------
 
 

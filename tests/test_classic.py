@@ -15,6 +15,7 @@ import strict_device
 from solvers import need_real_solver
 from surveys import CLASSIC, TWO_WORKERS, ClassicRun, Run, shuffled_copy, survey_in
 from zemosaic_astrometry import SolveOptions
+from zemosaic_coadd import METHODS
 from zemosaic_config import resolve
 from zemosaic_events import (
     FinishReason,
@@ -27,7 +28,6 @@ from zemosaic_events import (
 )
 from zemosaic_fits_products import read_image, read_product_wcs
 from zemosaic_groups import GROUPS_NAME, NOT_IN_FILE, GroupSettings
-from zemosaic_preview import MAX_PREVIEW_PX
 from zemosaic_registration import APERTURE_FWHM, aperture_fluxes, find_stars, subtract_background
 from zemosaic_report import write_page
 from zemosaic_stack_pool import DeviceAccess
@@ -305,22 +305,23 @@ def test_the_order_of_the_plan_leaves_no_trace(colour, tmp_path):
     same_mosaic(ClassicRun(shuffled_copy(frames, tmp_path / "frames"), tmp_path / "out"), reference)
 
 
-def test_a_gpu_gives_the_mosaic_of_the_processor(colour, tmp_path):
+@pytest.mark.parametrize("how", METHODS)
+def test_a_gpu_gives_the_mosaic_of_the_processor(colour, tmp_path, how):
     frames, reference = colour
     access = DeviceAccess(strict_device.find_stand_ins, strict_device.open_stand_in)
-    run = ClassicRun(frames, tmp_path / "out", replace(CLASSIC, use_gpu=True), access=access)
+    settings = replace(CLASSIC, use_gpu=True, final_assembly_method=how)
+    run = ClassicRun(frames, tmp_path / "out", settings, access=access)
     assert "[CLASSIC] GPU=ON (strict stand-in" in run.log
     np.testing.assert_array_equal(run.coverage, reference.coverage)
     np.testing.assert_allclose(run.mosaic, reference.mosaic, rtol=1e-5, equal_nan=True)
 
 
-def test_the_16_bit_version_and_other_choices_are_those_of_grid_mode(colour, tmp_path):
+def test_the_16_bit_version_and_other_choices_of_grid_mode_are_known_to_classic(colour, tmp_path):
     frames, _ = colour
     changed = replace(CLASSIC, save_uint16=True, kernel="bilinear", normalise="sky_mean", weight="none")
     run = ClassicRun(frames, tmp_path / "out", changed)
     assert run.result.complete
     assert read_image(run.paths.viewer, 0)[1].dtype == np.uint16
-    assert max(read_image(run.paths.mosaic, 0)[1].shape) <= MAX_PREVIEW_PX
     inside = run.coverage > 0
     assert np.median(run.weight[inside] / run.coverage[inside]) == pytest.approx(1.0, abs=0.05)
 
@@ -348,6 +349,17 @@ def test_groups_of_the_user_are_obeyed(colour, tmp_path):
     others = shutil.copytree(frames, tmp_path / "others", ignore=shutil.ignore_patterns(ids[6]))
     grid = Run(others, tmp_path / "grid")
     assert grid.mosaic.shape == run.mosaic.shape  # the frame left no trace in the canvas
+
+
+def test_a_reason_of_several_lines_reaches_the_master_tile_as_one(colour, tmp_path):
+    frames, reference = colour
+    folder = copy_with_groups(frames, tmp_path / "frames", {"all": [row["frame_id"] for row in reference.ledger]})
+    groups = json.loads((folder / GROUPS_NAME).read_text(encoding="utf-8"))
+    groups["groups"][0]["reason"] = "two\tnights,\nEté"
+    (folder / GROUPS_NAME).write_text(json.dumps(groups), encoding="utf-8")
+    run = ClassicRun(folder, tmp_path / "out")
+    assert run.result.complete
+    assert read_image(run.tiles[0], 0)[0]["GROUPWHY"] == "two nights, Et?"
 
 
 def test_a_group_file_may_name_frames_that_are_lost_and_no_others(colour, tmp_path):
@@ -479,18 +491,6 @@ def test_a_run_that_can_make_no_master_tile_is_an_error_and_keeps_the_earlier_mo
     with pytest.raises(OutputError, match="no master tile could be made"):
         ClassicRun(frames, out)
     assert (out / "mosaic_classic.fits").read_bytes() == b"earlier"
-
-
-def canceller(phase):
-    from zemosaic_events import CancelToken
-
-    token = CancelToken()
-
-    def listen(event):
-        if isinstance(event, PhaseProgress) and event.phase == phase:
-            token.cancel()
-
-    return token, listen
 
 
 @pytest.mark.parametrize(

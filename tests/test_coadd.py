@@ -1,5 +1,7 @@
 """Master tiles: the same solution on another canvas, and their coadd."""
 
+import errno
+import tracemalloc
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -30,7 +32,7 @@ from zemosaic_reproject import (
 )
 from zemosaic_runbook import RunBook
 from zemosaic_synthetic import small_spec
-from zemosaic_types import FrameError, FrameSolution, Rect
+from zemosaic_types import FrameError, FrameSolution, OutputError, Rect
 
 SOLUTION = FrameSolution(
     gain=(1.3,),
@@ -194,6 +196,22 @@ def test_tiles_that_differ_are_brought_together_by_what_they_differ_in():
     np.testing.assert_array_equal(found.gain, 1.0)
 
 
+def test_what_a_few_noisy_stars_seem_to_say_of_tiles_that_agree_is_not_believed():
+    """Gains that were fitted to noise bring those very stars together, and none of the other half of the sky."""
+    rng = np.random.default_rng(5)
+    believed = 0
+    for seed in range(20):
+        measures, geometry = tile_measures(seed=seed)
+        few = []
+        for m in measures:
+            kept = (np.floor(m.star_x * 7.3) % 12) == 0  # the same stars in every tile
+            flux = m.flux[kept] * (1.0 + 0.03 * rng.standard_normal((int(kept.sum()), 1)))
+            names = ("star_x", "star_y", "frame_x", "frame_y", "flux_error")
+            few.append(replace(m, flux=flux.astype(np.float32), **{n: getattr(m, n)[kept] for n in names}))
+        believed += agreement(few, geometry, method="global").by_stars
+    assert believed <= 3
+
+
 @pytest.mark.parametrize(("method", "by_stars", "by_sky"), [("none", False, False), ("sky_mean", False, True)])
 def test_nothing_is_corrected_that_the_user_has_not_asked_for(method, by_stars, by_sky):
     measures, geometry = tile_measures(gains=(1.0, 1.05, 0.97), offsets=(0.0, 3.0, -2.0), seed=3)
@@ -231,6 +249,35 @@ def test_a_tile_is_added_once_however_often_it_is_tried(frames, tmp_path, monkey
             _add(replace(task, turn=4))
         assert list(tmp_path.iterdir()) != []
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk_while_adding_leaves_nothing_and_says_why(frames, tmp_path, monkeypatch):
+    monkeypatch.setattr("zemosaic_coadd.frames_of", lambda source, part: np.ones((1, *part.shape), np.int32))
+
+    def full(file, **_):
+        file.write(b"half")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("zemosaic_coadd.np.savez", full)
+    with sums_on_disk(tmp_path / "mosaic.fits") as stem:
+        with pytest.raises(OutputError, match="No space left on device"):
+            _add(add_task(frames, stem))
+        assert list(tmp_path.iterdir()) == []
+
+
+def test_adding_takes_the_memory_of_a_cell_however_many_tiles_there_were(frames, tmp_path, monkeypatch):
+    monkeypatch.setattr("zemosaic_coadd.frames_of", lambda source, part: np.ones((1, *part.shape), np.int32))
+    peaks = []
+    with sums_on_disk(tmp_path / "mosaic.fits") as stem:
+        for turn in range(1, 13):
+            task = add_task(frames, stem, turn)
+            tracemalloc.start()
+            _add(task)
+            peaks.append(tracemalloc.get_traced_memory()[1])
+            tracemalloc.stop()
+    pixels = task.cell.rect.shape[0] * task.cell.rect.shape[1]
+    assert max(peaks[2:]) < 1.02 * min(peaks[2:])
+    assert max(peaks[2:]) < 100 * pixels
 
 
 def test_coverage_of_a_part_that_a_tile_does_not_reach_is_none(frames):

@@ -116,6 +116,19 @@ def test_a_clouded_frame_is_named_among_those_of_its_camera(measured):
     assert "times fainter" in matched.left_out[0].reason
 
 
+def test_frames_of_one_camera_are_of_one_wherever_they_lie_on_a_wide_canvas(measured):
+    """A TAN canvas stretches towards its rim, so the same pixels cover fewer of its pixels there."""
+    frames, canvas = measured
+    ratios = [2.0**0.5 + (1e-3 if k == 2 else -1e-3) for k in range(len(frames))]
+    spread = [
+        replace(m, placement=replace(m.placement, area_ratio=ratio))
+        for m, ratio in zip(frames, ratios, strict=True)
+    ]
+    spread[2] = scaled(spread[2], 1.0, light=1.0 / 40.0, instrument=spread[2].record.header.instrument)
+    matched = match_frames(spread, canvas, MatchOptions())
+    assert [item.path for item in matched.left_out] == [frames[2].record.path]
+
+
 def test_transparency_is_the_light_of_a_second_against_frames_of_the_same_camera(measured):
     frames, canvas = measured
     before = match_frames(frames, canvas, MatchOptions()).transparency
