@@ -167,7 +167,7 @@ def _calm(box: QWidget) -> QWidget:
 def _spin_box(option: Option) -> QAbstractSpinBox:
     box = QSpinBox() if option.kind == "int" else QDoubleSpinBox()
     if option.kind != "int":
-        box.setDecimals(3 if (option.maximum or _MOST) <= 1 else 2)
+        box.setDecimals(3 if option.unit == "deg" or (option.maximum or _MOST) <= 1 else 2)
         box.setSingleStep(0.01 if (option.maximum or _MOST) <= 1 else 0.1)
     box.setRange(
         -1 if option.minimum is None else option.minimum, _MOST if option.maximum is None else option.maximum

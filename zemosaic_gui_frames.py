@@ -405,6 +405,7 @@ class FramesTable(FollowsLook, QWidget):
         self._filter = _Filter(self.model, self)
         self._background = Background(self)
         self._silent = False
+        self._coming: list[SurveyFrame] | None = None
         self._build()
         self.retranslate()
         self._paint_theme()
@@ -418,6 +419,7 @@ class FramesTable(FollowsLook, QWidget):
     def set_frames(self, frames: Iterable[SurveyFrame]) -> None:
         """Show the frames of a survey, and no others."""
         frames = tuple(frames)
+        self._coming = [] if len(frames) > _MANY else None
         if len(frames) > _MANY:
             self._background.ask("lines", lambda: [line_of(frame) for frame in frames], self._show_survey)
         else:
@@ -427,9 +429,15 @@ class FramesTable(FollowsLook, QWidget):
     def _show_survey(self, lines: list[Line]) -> None:
         self.model.replace_all(lines, _SURVEY_COLUMNS)
         self._settle_columns()
+        coming, self._coming = self._coming, None
+        if coming:
+            self.add_frames(coming)
 
     def add_frames(self, frames: Iterable[SurveyFrame]) -> None:
         """Show frames of a survey too; one that is known by its id is replaced."""
+        if self._coming is not None:  # those before them are still being made ready
+            self._coming += frames
+            return
         if self.model.columns is not _SURVEY_COLUMNS:
             self.set_frames(())
         first = not self.model.lines
@@ -440,6 +448,7 @@ class FramesTable(FollowsLook, QWidget):
 
     def set_ledger(self, path: Path) -> None:
         """Show the frames of a finished run, the most harmful first; read in a thread, `failed` says why not."""
+        self._coming = None
         self._background.ask("lines", lambda: lines_of_ledger(path), self._show_ledger, self._on_error)
 
     def _show_ledger(self, lines: list[Line]) -> None:

@@ -325,20 +325,25 @@ class InputPage(FollowsLanguage, QWidget):
         """Show the folders of the settings, and look at their frames."""
         self.output.line.setText(self._settings.value("output_dir"))
         folder = self._settings.value("input_dir")
-        self.input.line.setText(folder)
+        self._take(folder)
         self.stack.setCurrentIndex(bool(folder))
+
+    def _take(self, folder: str) -> None:
+        """Show the folder of frames; what was left out of another one says nothing of it."""
+        if folder != self.input.line.text():
+            self.set_excluded(frozenset())
+        self.input.line.setText(folder)
 
     def choose(self, folder: str) -> None:
         """Take a folder of frames; the results go beside it, unless the user has said where."""
         before = self._settings.value("input_dir")
         if not folder or folder == before:
             return
-        self.input.line.setText(folder)
+        self._take(folder)
         if self._settings.value("output_dir") in ("", _beside(before) if before else ""):
             self._settings.set("output_dir", _beside(folder))
             self.output.line.setText(_beside(folder))
         self._settings.set("input_dir", folder)
-        self.set_excluded(frozenset())
         self.stack.setCurrentIndex(1)
         self.folder_chosen.emit(folder)
 

@@ -86,6 +86,8 @@ class ResultPage(FollowsLanguage, QWidget):
     def _with_table(self, table: QWidget) -> None:
         if self._path is not None and (self._path.parent / "ledger.csv").is_file():
             table.set_ledger(self._path.parent / "ledger.csv")
+        else:
+            table.set_frames(())
         table.set_excluded(self._excluded)
 
     def set_excluded(self, frame_ids: frozenset[str]) -> None:

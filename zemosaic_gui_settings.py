@@ -152,10 +152,11 @@ class Settings(QObject):
         ConfigError
             If it is no good; nothing changes then.
         """
-        before = self._values
+        before, edited = self._values, set(self._edits)
         self._use(load_file(path))
         self._values |= {key: before[key] for key in _FOLDERS if not self._values[key]}
-        self._edits = {key: value for key, value in self._values.items() if value != before[key]}
+        # What was changed before is written too, since no file holds it yet.
+        self._edits = {k: value for k, value in self._values.items() if value != before[k] or k in edited}
         self._edits |= {key: before[key] for key in _FOLDERS if self._values[key] == before[key] != ""}
         self.replaced.emit()
 

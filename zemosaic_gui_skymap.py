@@ -325,6 +325,8 @@ class SkyMap(FollowsLook, QWidget):
         self._background.ask("depth", lambda: depth_image(quads, extent, shape), show)
 
     def _draw_tiles(self) -> None:
+        if len(self._states) != len(self._tile_quads):  # new tiles, whose places are still to come
+            return
         states = np.array([state.value for state in self._states.values()])
         for state, item in self._tile_items.items():
             item.setPath(_path(self._tile_quads[states == state.value] if len(states) else self._tile_quads))

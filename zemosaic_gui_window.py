@@ -67,7 +67,7 @@ class MainWindow(FollowsLanguage, QMainWindow):
         self.settings, self._memory = settings, memory
         self.survey, self.run = Job(self), Job(self)
         self._stale_survey = self._survey_again = self._stale_result = False
-        self._overwrite = self._drop_suggested = self._leaving = False
+        self._drop_suggested = self._leaving = False
         self.input, self.run_page, self.result_page = InputPage(settings), RunPage(), ResultPage()
         self.mosaic = MosaicPage(settings, classic="classic" in PIPELINES)
         self.pages = dict(zip(STEPS, (self.input, self.mosaic, self.run_page, self.result_page), strict=True))
@@ -314,15 +314,16 @@ class MainWindow(FollowsLanguage, QMainWindow):
         facts.append(self.settings.value("output_dir"))
         self.run_page.show_plan("  ·  ".join(facts), trouble)
 
-    def start(self) -> None:
-        """Start the run; asks before an earlier mosaic is replaced."""
+    def start(self, *, overwrite: bool = False, drop_suggested: bool = False) -> None:
+        """Start the run; asks before an earlier mosaic is replaced, unless that was asked for."""
         if self.run.running or self._trouble():
             return
         output = Path(self.settings.value("output_dir"))
-        if not self._overwrite and any(output.glob("mosaic*.fits")):
+        if not overwrite and any(output.glob("mosaic*.fits")):
             if not self._ask("replace", tr("replace.text", folder=output)):
                 return
-            self._overwrite = True
+            overwrite = True
+        self._stale_survey |= self.survey.running
         self.survey.cancel()
         self._keep_settings()
         name, reason = self._choose()
@@ -331,8 +332,8 @@ class MainWindow(FollowsLanguage, QMainWindow):
             Path(self.settings.value("input_dir")),
             output,
             self.settings.config(),
-            overwrite=self._overwrite,
-            drop_suggested=self._drop_suggested,
+            overwrite=overwrite,
+            drop_suggested=drop_suggested,
             excluded=tuple(sorted(self.input.excluded)),
         )
         done = self.input.found.done
@@ -340,6 +341,7 @@ class MainWindow(FollowsLanguage, QMainWindow):
         self.run_page.begin(name, done.wall_s if done else None)
         self.run_page.log.add(f"{title_of(name)}: {reason}")
         self._start(self.run, request)
+        self._drop_suggested = drop_suggested
         self._show_state()
 
     def stop(self) -> None:
@@ -351,14 +353,20 @@ class MainWindow(FollowsLanguage, QMainWindow):
             self.start()
 
     def run_without_suggested(self) -> None:
-        """Run again without the frames that the result suggests to leave out, in the place of the result."""
-        self._overwrite = self._drop_suggested = True
+        """Run again without the frames that the result suggests to leave out, in the place of the result.
+
+        It is replaced without a question only if that is where results go now.
+        """
+        folder = self.result_page.folder
+        here = folder is not None and Path(self.settings.value("output_dir")) == folder
+        if folder is not None and not here:
+            self.settings.set("output_dir", str(folder))
+            self.input.output.line.setText(str(folder))
         self._stale_result = True
         self.go("run")
-        self.start()
+        self.start(overwrite=here, drop_suggested=True)
 
     def _on_run_end(self, event: RunFinished, outcome: object) -> None:
-        self._overwrite = self._drop_suggested = False
         self.run_page.end(event, outcome)
         if isinstance(outcome, RunResult):
             self._stale_result = False
@@ -367,8 +375,7 @@ class MainWindow(FollowsLanguage, QMainWindow):
         if self._leaving:
             self.close()
         elif isinstance(outcome, ProductExistsError) and self._ask("replace", str(outcome)):
-            self._overwrite = True
-            self.start()
+            self.start(overwrite=True, drop_suggested=self._drop_suggested)
 
     def _ask(self, name: str, text: str) -> bool:
         """Ask a question whose safe answer is no."""

@@ -245,3 +245,11 @@ def test_nothing_is_left_of_what_is_closed(qtbot):
 
 def test_the_words_follow_the_language(table):
     assert "Écarter" in assert_it_speaks_french(table)
+
+
+def test_frames_that_come_while_many_are_made_ready_are_not_lost(qtbot, table):
+    many, late = frames_on(canvas_of(), 2000, seed=3), frames_on(canvas_of(), 2010, seed=3)[2000:]
+    table.set_frames(many)
+    table.add_frames(late)
+    settle(qtbot, table)
+    assert len(table.model.lines) == 2010

@@ -1,5 +1,6 @@
 """The desktop program, driven by clicks: from a folder of frames to a mosaic, and every way to stop in between."""
 
+import json
 import os
 import subprocess
 import sys
@@ -173,6 +174,55 @@ def test_a_run_without_the_worst_frames_is_asked_for_by_one_click(qtbot, frames,
         wait_for_the_end(qtbot, window)
         assert "drop_suggested = True" in log_of(window)
         assert "overwrite = True" in log_of(window)
+
+
+def test_without_the_worst_replaces_no_mosaic_elsewhere_and_none_unasked(qtbot, frames, tmp_path, strange):
+    strange("record", "recording_pipeline")
+    result, other = tmp_path / "result", tmp_path / "other"
+    for folder in (result, other):
+        folder.mkdir()
+        (folder / "mosaic_grid.fits").write_bytes(b"precious")
+    values = dict(input_dir=str(frames), output_dir=str(other), grid_mode_enabled=True)
+    with opened(qtbot, **values) as window:
+        window.result_page._path = result / "mosaic_grid.fits"
+        asked = answering(qtbot, "Keep it")
+        window.run_without_suggested()
+        assert len(asked) == 1
+        assert not window.run.running
+        assert window.settings.value("output_dir") == str(result)
+        window.settings.set("output_dir", str(other))
+        asked = answering(qtbot, "Keep it")
+        click(qtbot, window.primary)  # nothing of the question before is left
+        assert len(asked) == 1
+        assert not window.run.running
+
+
+def test_a_survey_that_a_run_has_ended_is_taken_up_again(qtbot, frames, tmp_path, strange):
+    strange("record", "recording_pipeline")
+    values = dict(input_dir=str(frames), output_dir=str(tmp_path / "out"), grid_mode_enabled=True)
+    with opened(qtbot, **values) as window:
+        qtbot.waitUntil(lambda: bool(window.input.found.frames), timeout=LONG_MS)
+        qtbot.waitUntil(lambda: not window.survey.running, timeout=LONG_MS)
+        window.look()
+        assert window.survey.running
+        window.go("run")
+        window.start()
+        wait_for_the_end(qtbot, window)
+        qtbot.waitUntil(lambda: not window.survey.running, timeout=LONG_MS)
+        window.go("input")
+        qtbot.waitUntil(lambda: window.input.found.done is not None, timeout=LONG_MS)
+        assert window.input.summary.values["frames"].text() == "6 frames"
+
+
+def test_what_was_left_out_of_a_folder_is_not_left_out_of_another(qtbot, frames, tmp_path):
+    (tmp_path / "other").mkdir()
+    (tmp_path / "mine.json").write_text(json.dumps({"input_dir": str(tmp_path / "other")}), encoding="utf-8")
+    with opened(qtbot, input_dir=str(frames)) as window:
+        qtbot.waitUntil(lambda: not window.survey.running, timeout=LONG_MS)
+        window.input.set_excluded(frozenset({"Light_00_0000.fit"}))
+        window.settings.load(tmp_path / "mine.json")
+        assert window.input.excluded == frozenset()
+        qtbot.waitUntil(lambda: not window.survey.running, timeout=LONG_MS)
 
 
 def test_a_folder_is_dropped_into_the_window(qtbot, frames, tmp_path):

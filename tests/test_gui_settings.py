@@ -7,9 +7,18 @@ import re
 from pathlib import Path
 
 import pytest
-from PySide6.QtCore import QEvent
+from PySide6.QtCore import QEvent, Qt
 from PySide6.QtGui import QPalette
-from PySide6.QtWidgets import QAbstractButton, QApplication, QLabel
+from PySide6.QtWidgets import (
+    QAbstractButton,
+    QAbstractSpinBox,
+    QApplication,
+    QCheckBox,
+    QComboBox,
+    QLabel,
+    QLineEdit,
+    QWidget,
+)
 
 import zemosaic_gui_text
 from programs import answering, click, opened, typed
@@ -144,6 +153,38 @@ def other_value(option):
     return "/somewhere"
 
 
+def seen_in(editor):
+    """What the boxes of an editor show."""
+    kinds = QCheckBox, QComboBox, QAbstractSpinBox
+    boxes = [widget for widget in editor.findChildren(QWidget) if isinstance(widget, kinds)]
+    match boxes or editor.findChildren(QLineEdit):
+        case [QCheckBox() as box]:
+            return box.isChecked()
+        case [QComboBox() as box]:
+            return editor._values[box.currentIndex()]
+        case [one, other]:
+            return one.value(), other.value()
+        case [QAbstractSpinBox() as box]:
+            return box.value()
+        case [QLineEdit() as line]:
+            return line.text()
+
+
+def changed_by_keys(qtbot, editor):
+    """Change the value of an editor by the keyboard."""
+    box = editor.focusProxy()
+    box.setFocus()
+    if isinstance(box, QLineEdit):
+        typed(qtbot, box, "/elsewhere")
+    elif isinstance(box, QCheckBox):
+        qtbot.keyClick(box, Qt.Key.Key_Space)
+    else:
+        start = seen_in(editor)
+        for key in (Qt.Key.Key_Up, Qt.Key.Key_Down):
+            if seen_in(editor) == start:
+                qtbot.keyClick(box, key)
+
+
 @pytest.mark.parametrize("option", OPTIONS, ids=lambda option: option.key)
 def test_an_editor_shows_a_value_changes_nothing_by_it_and_goes_back_to_the_default(qtbot, option):
     settings = Settings()
@@ -151,15 +192,29 @@ def test_an_editor_shows_a_value_changes_nothing_by_it_and_goes_back_to_the_defa
     qtbot.addWidget(row)
     row.show()
     assert not row._back.isVisible()
+    assert seen_in(row.editor) == option.default
     value = other_value(option)
     settings.set(option.key, value)
-    assert settings.value(option.key) == value
+    assert seen_in(row.editor) == settings.value(option.key) == value
     assert row._back.isVisible()
-    row.editor.edited.emit(option.default)
-    assert settings.is_default(option.key)
+    changed_by_keys(qtbot, row.editor)
+    assert seen_in(row.editor) == settings.value(option.key) != value
     settings.set(option.key, value)
     click(qtbot, row._back)
-    assert settings.value(option.key) == option.default
+    assert seen_in(row.editor) == settings.value(option.key) == option.default
+
+
+def test_what_a_loaded_file_agrees_with_is_kept_too(tmp_path):
+    (tmp_path / "mine.json").write_text('{"grid_workers": 5}', encoding="utf-8")
+    settings = Settings()
+    settings.set("grid_workers", 5)
+    settings.set("grid_chunk_ram_mb", 640)
+    settings.load(tmp_path / "mine.json")
+    settings.load(tmp_path / "mine.json")
+    settings.keep_edits(tmp_path / "config.json")
+    again = Settings(load_file(tmp_path / "config.json"))
+    assert again.value("grid_workers") == 5
+    assert again.value("grid_chunk_ram_mb") == settings.value("grid_chunk_ram_mb") == 512
 
 
 def test_options_are_found_by_their_words_and_advanced_ones_too(qtbot):

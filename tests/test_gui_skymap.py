@@ -259,3 +259,15 @@ def test_the_labels_of_the_grid_never_move_the_view(qtbot, sky_map, width):
         qtbot.wait(30)
         assert axis.width() == before
     assert len(moves) <= 12
+
+
+def test_tiles_that_are_planned_anew_while_others_are_being_made_wait_for_their_places(qtbot, sky_map):
+    """Classic plans its master tiles first and the cells of the mosaic afterwards."""
+    first, then = tiles_on(CANVAS, 900), tiles_on(CANVAS, 600)
+    shown(qtbot, sky_map, (), first)
+    sky_map.set_tile_state(first[0].tile, TileState.DONE)
+    sky_map.set_tiles(then)
+    sky_map._draw_tiles()
+    settle(qtbot, sky_map)
+    assert len(sky_map._tile_quads) == len(then)
+    assert sky_map.tile_state(then[0].tile) is TileState.WAITING
