@@ -81,7 +81,6 @@ FLOORS = [
     {"zemosaic_truth"},
     {
         "zemosaic_gui_background",
-        "zemosaic_gui_controller",
         "zemosaic_gui_eta",
         "zemosaic_gui_legend",
         "zemosaic_gui_pyramid",
@@ -90,11 +89,12 @@ FLOORS = [
         "zemosaic_gui_text",
         "zemosaic_gui_theme",
     },
+    {"zemosaic_gui_parts"},
     {
+        "zemosaic_gui_controller",
         "zemosaic_gui_form",
         "zemosaic_gui_frames",
         "zemosaic_gui_log",
-        "zemosaic_gui_parts",
         "zemosaic_gui_skymap",
         "zemosaic_gui_viewer",
     },
