@@ -24,6 +24,7 @@ from PySide6.QtWidgets import (
 )
 
 from zemosaic_events import PhaseProgress, SurveyDone, SurveyFrame, SurveyFrames
+from zemosaic_gui_frame_card import FrameCard
 from zemosaic_gui_lazy import LazyWidget
 from zemosaic_gui_parts import (
     GAP,
@@ -32,7 +33,6 @@ from zemosaic_gui_parts import (
     Later,
     bytes_range,
     bytes_text,
-    date_text,
     duration_range,
     duration_text,
     label,
@@ -222,37 +222,6 @@ def _counted(values: Iterable[str]) -> str:
         return next(iter(counts))
     shown = [f"{value} ({n})" for value, n in counts.most_common(4)]
     return ", ".join([*shown, "…"] if len(counts) > 4 else shown)
-
-
-class FrameCard(Card):
-    """The frame that the user looks at: what it is, and why it is in or out; `wished` (id, out) changes that."""
-
-    wished = Signal(str, bool)
-
-    def __init__(self) -> None:
-        super().__init__(spacing=6)
-        self._frame: SurveyFrame | None = None
-        self._out = False
-        self.name, self.text = label("heading", wrap=True), label("faint", wrap=True)
-        self.button = QPushButton()
-        self.button.clicked.connect(lambda: self.wished.emit(self._frame.frame_id, not self._out))
-        for widget in (self.name, self.text, self.button):
-            self.column.addWidget(widget)
-        self.hide()
-
-    def show_frame(self, frame: SurveyFrame | None, out: bool) -> None:
-        """Show a frame, or none; `out` if the user leaves it out."""
-        self._frame, self._out = frame, out
-        self.setVisible(frame is not None)
-        if frame is None:
-            return
-        self.name.setText(frame.frame_id)
-        exposure = "" if frame.exposure_s is None else tr("time.seconds", n=f"{frame.exposure_s:g}")
-        facts = (exposure, frame.filter, frame.instrument, date_text(frame.date))
-        state = tr("frame.excluded") if out else frame.reason or tr("frame.in")
-        self.text.setText(" · ".join(filter(None, facts)) + "\n" + state)
-        self.button.setText(tr("frame.take_in" if out else "frame.leave_out"))
-        self.button.setVisible(frame.usable or out)
 
 
 class InputPage(FollowsLanguage, QWidget):
@@ -457,6 +426,7 @@ class InputPage(FollowsLanguage, QWidget):
         self.summary.show_rest()
         self.map.shutdown()
         self.table.shutdown()
+        self.frame.shutdown()
 
     def retranslate(self) -> None:
         """Take the words anew."""

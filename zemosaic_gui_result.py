@@ -8,6 +8,7 @@ from pathlib import Path
 from PySide6.QtCore import QProcess, Qt, Signal
 from PySide6.QtWidgets import QFileDialog, QHBoxLayout, QPushButton, QTabWidget, QVBoxLayout, QWidget
 
+from zemosaic_gui_frame_card import FrameGlimpse
 from zemosaic_gui_lazy import LazyWidget
 from zemosaic_gui_parts import GAP, Card, duration_text, label, scroll_area, show_folder
 from zemosaic_gui_text import tr
@@ -43,7 +44,7 @@ class ResultPage(FollowsLanguage, QWidget):
         self.place = label("faint", wrap=True)
         self.place.setTextInteractionFlags(Qt.TextInteractionFlag.TextSelectableByMouse)
         self.report, self.without, self.other = QPushButton(), QPushButton(), QPushButton()
-        self.trouble = label("error", wrap=True)
+        self.trouble, self.picture = label("error", wrap=True), FrameGlimpse()
         self._process = QProcess(self)
         self._process.finished.connect(self._show_report)
         self.report.clicked.connect(self.make_report)
@@ -60,10 +61,12 @@ class ResultPage(FollowsLanguage, QWidget):
         for widget in (self.report, self.without, self.other, self.trouble):
             side.column.addWidget(widget)
         self.trouble.hide()
+        self.picture.hide()
         inside = QWidget()
         column = QVBoxLayout(inside)
         column.setContentsMargins(0, 0, 0, 0)
         column.addWidget(side)
+        column.addWidget(self.picture)
         column.addStretch(1)
         row = QHBoxLayout(self)
         row.setContentsMargins(GAP, GAP, GAP, GAP)
@@ -77,6 +80,7 @@ class ResultPage(FollowsLanguage, QWidget):
 
     def _with_new_table(self, table: QWidget) -> None:
         table.excluded_changed.connect(self.excluded_changed)
+        table.frame_selected.connect(lambda frame_id: self.picture.show_frame(table.path_of(frame_id)))
         self._with_table(table)
 
     def _with_table(self, table: QWidget) -> None:
@@ -110,6 +114,7 @@ class ResultPage(FollowsLanguage, QWidget):
     def _open(self, path: Path) -> None:
         self._path = path
         self.trouble.hide()
+        self.picture.show_frame("")
         if self.viewer.widget is not None:
             self._with_viewer(self.viewer.widget)
         if self.table.widget is not None:
@@ -171,6 +176,7 @@ class ResultPage(FollowsLanguage, QWidget):
             self._process.waitForFinished(1000)
         self.viewer.shutdown()
         self.table.shutdown()
+        self.picture.shutdown()
 
     def retranslate(self) -> None:
         """Take the words anew."""

@@ -98,7 +98,7 @@ FLOORS = [
         "zemosaic_gui_skymap",
         "zemosaic_gui_viewer",
     },
-    {"zemosaic_gui_glimpse", "zemosaic_gui_grid_group", "zemosaic_gui_lazy"},
+    {"zemosaic_gui_frame_card", "zemosaic_gui_grid_group", "zemosaic_gui_lazy"},
     {"zemosaic_gui_input", "zemosaic_gui_mosaic", "zemosaic_gui_result", "zemosaic_gui_run"},
     {"zemosaic_gui_window"},
     {"zemosaic_gui_qt"},
