@@ -299,11 +299,13 @@ def _unsolved(n_unplaced: int, options: SolveOptions) -> str:
     try:
         solver = choose_solver(options)
     except SolverMissing as missing:
-        none = f"no plate solver is there ({missing})" if str(missing) else "no plate solver is there"
-        none = "" if options.method == "none" else f"; {none}. {HOW_TO_INSTALL}"
-        return (
-            f"{lost}; {stars}; {uncounted}{none}" if options.align_by_stars else f"{lost}, and are left out{none}"
-        )
+        none = f"no plate solver is there. {HOW_TO_INSTALL}"
+        if str(missing):
+            none = f"no plate solver is there ({missing}). {HOW_TO_INSTALL}"
+        if options.method == "none":
+            none = ""
+        found = (lost, stars, uncounted) if options.align_by_stars else (f"{lost}, and are left out",)
+        return "; ".join(filter(None, (*found, none)))
     return f"{lost}; {solver.name} solves them when the run starts; {uncounted}"
 
 

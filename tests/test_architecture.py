@@ -88,6 +88,7 @@ FLOORS = [
         "zemosaic_gui_text",
         "zemosaic_gui_theme",
     },
+    {"zemosaic_gui_sentences"},
     {
         "zemosaic_gui_form",
         "zemosaic_gui_frames",
