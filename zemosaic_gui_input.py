@@ -27,6 +27,7 @@ from PySide6.QtWidgets import (
 from zemosaic_events import PhaseProgress, SurveyDone, SurveyFrame, SurveyFrames
 from zemosaic_gui_lazy import LazyWidget
 from zemosaic_gui_parts import GAP, Card, bytes_range, bytes_text, duration_range, duration_text, label
+from zemosaic_gui_sentences import told
 from zemosaic_gui_settings import Settings
 from zemosaic_gui_text import tr
 from zemosaic_gui_theme import FollowsLanguage
@@ -152,7 +153,7 @@ class Summary(Card):
             self._say(name, "–")
         self.trouble.hide()
         notes = done.notes if done else ()
-        self.notes.setText("\n\n".join(f"{note[:1].upper()}{note[1:]}." for note in notes))
+        self.notes.setText("\n\n".join(f"{note[:1].upper()}{note[1:]}." for note in map(told, notes)))
         self.notes.setVisible(bool(notes))
         if not placed:
             return
@@ -168,7 +169,7 @@ class Summary(Card):
 
     def show_trouble(self, text: str) -> None:
         """Show a sentence that the user must not miss."""
-        self.trouble.setText(text)
+        self.trouble.setText(told(text))
         self.trouble.show()
 
     def show_progress(self, done: int, total: int) -> None:
@@ -229,7 +230,7 @@ class FrameCard(Card):
         self.name.setText(frame.frame_id)
         exposure = "" if frame.exposure_s is None else tr("time.seconds", n=f"{frame.exposure_s:g}")
         facts = (exposure, frame.filter, frame.instrument, frame.date.replace("T", " ")[:19])
-        state = tr("frame.excluded") if out else frame.reason or tr("frame.in")
+        state = tr("frame.excluded") if out else told(frame.reason) or tr("frame.in")
         self.text.setText(" · ".join(filter(None, facts)) + "\n" + state)
         self.button.setText(tr("frame.take_in" if out else "frame.leave_out"))
         self.button.setVisible(frame.usable or out)

@@ -23,6 +23,7 @@ JOINTS = ("; ", ": ")
 _DEEPEST = 8  # sentences within sentences
 _LONGEST = 4000  # characters; no sentence of ours is so long
 _CACHED = 1 << 16  # reasons of tens of thousands of frames
+_CACHED_PARTS = 1 << 12
 
 
 def told(text: str) -> str:
@@ -77,6 +78,11 @@ class _Template:
             start = at + len(literal)
         return [*values, text[start:end]]
 
+    def fits(self, values: list[str]) -> bool:
+        """Whether values can stand in the gaps; only one at the end can be a reason with its subject."""
+        inner = values if self.literals[-1] else values[:-1]
+        return all(map(_is_one, values)) and all(len(_parts(value, ": ")) == 1 for value in inner)
+
     def filled(self, values: list[str]) -> str:
         """Return the translation with these values in its gaps."""
         return self.text.format(**dict(zip(self.names, values, strict=True)))
@@ -90,21 +96,21 @@ class _Template:
             yield from words[bool(before) : len(words) - bool(behind)]
 
 
-def _parts(text: str) -> list[str]:
-    """Return the sentences that a text is made of; what stands in brackets belongs to one."""
+def _parts(text: str, joint: str) -> list[str]:
+    """Return what a text is joined of; what stands in brackets is not taken apart."""
     parts: list[str] = []
-    for piece in text.split("; "):
+    for piece in text.split(joint):
         if parts and parts[-1].count("(") > parts[-1].count(")"):
-            parts[-1] += f"; {piece}"
+            parts[-1] += f"{joint}{piece}"
         else:
             parts.append(piece)
     return parts
 
 
 def _is_one(value: str) -> bool:
-    """Whether a value can be one thing: not the end of a sentence and the beginning of another."""
+    """Whether a value can be one name or reason: not the end of a sentence with the beginning of another."""
     paired = value.count("(") == value.count(")") and value.find("(") <= value.find(")")
-    return paired and not value.endswith(";") and len(_parts(value)) == 1
+    return paired and not value.endswith(";") and len(_parts(value, "; ")) == 1
 
 
 class _Book:
@@ -125,32 +131,37 @@ class _Book:
                 self._by_word.setdefault(max(template.words(), key=len, default=""), []).append(template)
             else:
                 self._whole["".join(template.literals)] = template.text.format()
+        self._part = lru_cache(_CACHED_PARTS)(self._told)
         self.told = lru_cache(_CACHED)(self._told)
 
     def _told(self, text: str, depth: int = 0) -> str:
         """Return a line translated: as a sentence, as several, or as a reason behind its subject."""
         if depth > _DEEPEST or len(text) > _LONGEST:
             return text
-        if text in self._whole:
-            return self._whole[text]
+        if " " not in text or text in self._whole:
+            return self._whole.get(text, text)
         matches = self._matches(text)
-        # What spans several sentences is no name or number: other templates come first, and all sentences alone.
         for template, values in matches:
-            if all(map(_is_one, values)):
+            if template.fits(values):
                 return self._filled(template, values, depth)
-        parts = _parts(text)
-        said = [self.told(part, depth + 1) for part in parts] if len(parts) > 1 else parts
-        changed = [new != old for new, old in zip(said, parts, strict=True)]
-        if matches and not all(changed):
+        sentences, known = self._joined(_parts(text, "; "), "; ", depth)
+        if all(known):
+            return sentences
+        subject, *reason = _parts(text, ": ")
+        with_reason, clear = self._joined([subject, ": ".join(reason)] if reason else [text], ": ", depth)
+        if clear[-1]:
+            return with_reason
+        if matches:
             return self._filled(*matches[0], depth)
-        if any(changed):
-            return self._joints["; "].join(said)
-        return self._behind_subject(text, depth)
+        return sentences if any(known) else with_reason
 
-    def _behind_subject(self, text: str, depth: int) -> str:
-        subject, joint, reason = text.partition(": ")
-        said = [self.told(part, depth + 1) for part in (subject, reason)] if joint else [subject, reason]
-        return self._joints[": "].join(said) if said != [subject, reason] else text
+    def _joined(self, parts: list[str], joint: str, depth: int) -> tuple[str, list[bool]]:
+        """Return parts translated one by one and joined, and which of them a template knows."""
+        if len(parts) == 1:
+            return parts[0], [False]
+        said = [self._part(part, depth + 1) for part in parts]
+        known = [new != old for new, old in zip(said, parts, strict=True)]
+        return (self._joints[joint] if any(known) else joint).join(said), known
 
     def _matches(self, text: str) -> list[tuple[_Template, list[str]]]:
         """Return the templates that a text may be and what stands in their gaps; the one that says most first."""
@@ -160,7 +171,7 @@ class _Book:
         return sorted(found, key=lambda match: -match[0].size)
 
     def _filled(self, template: _Template, values: list[str], depth: int) -> str:
-        return template.filled([self.told(value, depth + 1) for value in values])
+        return template.filled([self._part(value, depth + 1) for value in values])
 
 
 _latest = _Book({})

@@ -204,7 +204,6 @@ TOLD = {
     "": "",
     "nothing that anybody has ever said": "nothing that anybody has ever said",
     "/a/b.fit cannot be read: Permission denied": "/a/b.fit ne peut pas être lu : accès refusé",
-    "a; b.fit cannot be read: no permission": "a; b.fit ne peut pas être lu : accès refusé",
     "no usable frame in /a: x.fit: the file is empty; y.fit: no celestial WCS": (
         "aucune image utilisable dans /a : x.fit : le fichier est vide ; y.fit : pas de WCS céleste"
     ),
@@ -218,8 +217,9 @@ TOLD = {
     "left out /x.fit: the file is truncated: it has 3 of 9 bytes": (
         "écartée, /x.fit : le fichier est tronqué : il a 3 octets sur 9"
     ),
+    "left out /x.fit: the WCS is damaged: CD1_1 is missing": "écartée, /x.fit : le WCS est abîmé : CD1_1 manque",
     "no celestial WCS in the file or beside it; ASTAP: No solution found. (exit status 1)": (
-        "pas de WCS céleste dans le fichier ni à côté ; ASTAP: No solution found. (code de sortie 1)"
+        "pas de WCS céleste dans le fichier ni à côté ; ASTAP : No solution found. (code de sortie 1)"
     ),
     "no celestial WCS in the file or beside it; ASTAP: stopped after 60 s without a solution": (
         "pas de WCS céleste dans le fichier ni à côté ; ASTAP : arrêté après 60 s sans solution"
