@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import NoReturn
 
 import numpy as np
+from astropy.wcs import WCS
 
 from zemosaic_config import Config
 from zemosaic_fits_io import frame_wcs
@@ -25,7 +26,7 @@ from zemosaic_grouping import (
     mean_place,
     position_angle_deg,
 )
-from zemosaic_reproject import centre_icrs, pixel_scale_deg
+from zemosaic_reproject import Canvas, Placement, canvas_around, centre_icrs, pixel_scale_deg, place
 from zemosaic_types import FrameError, FrameRecord, LeftOut, PlanError
 
 GROUPS_NAME = "groups.json"
@@ -121,6 +122,28 @@ class GroupPlan:
             for record in records
             if record.frame_id in self.ungrouped
         ]
+
+
+def canvas_of_group(
+    frames: list[tuple[tuple[int, int], WCS]], group: Group, mosaic: Canvas
+) -> tuple[Canvas, Placement]:
+    """Return the canvas of the master tile of a group, and how it lies on the mosaic's.
+
+    Parameters
+    ----------
+    frames : list of (shape, WCS)
+        Of the group.
+    group : Group
+    mosaic : Canvas
+        Whose pixel scale and orientation the tile has.
+
+    Raises
+    ------
+    FrameError
+        If the frames cannot be one tile.
+    """
+    canvas = canvas_around(frames, group.centre_deg, mosaic.scale_deg, mosaic.angle_deg)
+    return canvas, place(canvas.wcs(), canvas.shape, mosaic)
 
 
 # ---- finding groups -------------------------------------------------------------------------------------
