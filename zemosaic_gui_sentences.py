@@ -144,16 +144,16 @@ class _Book:
         for template, values in matches:
             if template.fits(values):
                 return self._filled(template, values, depth)
-        sentences, known = self._joined(_parts(text, "; "), "; ", depth)
+        several, known = self._joined(_parts(text, "; "), "; ", depth)
         if all(known):
-            return sentences
+            return several
         subject, *reason = _parts(text, ": ")
         with_reason, clear = self._joined([subject, ": ".join(reason)] if reason else [text], ": ", depth)
         if clear[-1]:
             return with_reason
         if matches:
             return self._filled(*matches[0], depth)
-        return sentences if any(known) else with_reason
+        return several if any(known) else with_reason
 
     def _joined(self, parts: list[str], joint: str, depth: int) -> tuple[str, list[bool]]:
         """Return parts translated one by one and joined, and which of them a template knows."""
