@@ -79,17 +79,23 @@ class Option:
     @property
     def allowed(self) -> str:
         """What the value may be, in words."""
-        low = "" if self.minimum is None else f" from {self.minimum:g}"
-        high = "" if self.maximum is None else f" to {self.maximum:g}"
-        return {
-            "bool": "true or false",
-            "switch": "on, off or auto",
-            "int": f"whole number{low}{high}",
-            "float": f"number{low}{high}",
-            "str": "text",
-            "choice": ", ".join(self.choices),
-            "pair": f"two numbers, each{low} to below{high.removeprefix(' to')}",
-        }[self.kind]
+        match self.kind:
+            case "bool":
+                return "true or false"
+            case "switch":
+                return "on, off or auto"
+            case "str":
+                return "text"
+            case "choice":
+                return ", ".join(self.choices)
+            case "pair":
+                return f"two numbers, each from {self.minimum:g} to below {self.maximum:g}"
+        whole = self.kind == "int"
+        if self.minimum is None:
+            return "whole number" if whole else "number"
+        if self.maximum is None:
+            return f"{'whole number' if whole else 'number'} from {self.minimum:g}"
+        return f"{'whole number' if whole else 'number'} from {self.minimum:g} to {self.maximum:g}"
 
 
 # fmt: off
@@ -355,9 +361,10 @@ def check_value(key: str, value: object, *, from_text: bool = False, where: str 
     try:
         return _convert(option, value, from_text)
     except (ValueError, OverflowError, RuntimeError) as err:  # the last two: a huge int, no such home folder
-        place = f"{where}: " if where else ""
-        older = f" (older names: {', '.join(option.older_names)})" if option.older_names else ""
-        raise ConfigError(f"{place}{key} = {value!r} is not allowed, expected {option.allowed}{older}") from err
+        wrong = f"{key} = {value!r} is not allowed, expected {option.allowed}"
+        if option.older_names:
+            wrong = f"{wrong} (older names: {', '.join(option.older_names)})"
+        raise ConfigError(f"{where}: {wrong}" if where else wrong) from err
 
 
 def _convert(option: Option, value: object, from_text: bool) -> Value:
@@ -470,8 +477,10 @@ def _notes_on(raw: Mapping[str, object]) -> tuple[str, ...]:
         notes.append(f"{', '.join(names)} {'is' if len(names) == 1 else 'are'} gone: {instead}")
     others = [key for key in unknown if not near[key]]
     if others:
-        more = f" and {len(others) - 8} more" if len(others) > 8 else ""
-        notes.append(f"keys of the file that are kept but not used: {', '.join(others[:8])}{more}")
+        named = ", ".join(others[:8])
+        if len(others) > 8:
+            named = f"{named} and {len(others) - 8} more"
+        notes.append(f"keys of the file that are kept but not used: {named}")
     if _version_of(raw) > CONFIG_VERSION:
         notes.append(f"the file is of a newer ZeMosaic ({VERSION_KEY} {raw[VERSION_KEY]}); parts may be ignored")
     return tuple(notes)

@@ -12,6 +12,7 @@ from PySide6.QtWidgets import QLabel, QPushButton, QSizePolicy
 from zemosaic_events import SurveyFrame
 from zemosaic_gui_background import Background
 from zemosaic_gui_parts import Card, date_text, label
+from zemosaic_gui_sentences import told
 from zemosaic_gui_text import tr
 from zemosaic_types import FrameError
 
@@ -92,7 +93,7 @@ class FrameCard(Card):
         self.name.setText(frame.frame_id)
         exposure = "" if frame.exposure_s is None else tr("time.seconds", n=f"{frame.exposure_s:g}")
         facts = (exposure, frame.filter, frame.instrument, date_text(frame.date))
-        state = tr("frame.excluded") if out else frame.reason or tr("frame.in")
+        state = tr("frame.excluded") if out else told(frame.reason) or tr("frame.in")
         self.text.setText(" · ".join(filter(None, facts)) + "\n" + state)
         self.button.setText(tr("frame.take_in" if out else "frame.leave_out"))
         self.button.setVisible(frame.usable or out)

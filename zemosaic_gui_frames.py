@@ -38,6 +38,7 @@ from PySide6.QtWidgets import (
 from zemosaic_events import SurveyFrame
 from zemosaic_gui_background import Background
 from zemosaic_gui_parts import Later, date_text
+from zemosaic_gui_sentences import told
 from zemosaic_gui_text import tr
 from zemosaic_gui_theme import FollowsLook
 from zemosaic_ledger import judge, read_ledger, root_mean_square
@@ -291,7 +292,7 @@ class FramesModel(QAbstractTableModel):
         if key == "frame":
             return [line.frame_id.casefold() for line in self.lines]
         if key == "reason":
-            return [line.reason.casefold() for line in self.lines]
+            return [told(line.reason).casefold() for line in self.lines]
         if key == "state":
             words = {state: tr(f"frames.state.{state}").casefold() for state in _STATES}
             return [words[self.state_of(line)] for line in self.lines]
@@ -304,7 +305,7 @@ class FramesModel(QAbstractTableModel):
             return line.frame_id
         if key == "state":
             return tr(f"frames.state.{self.state_of(line)}")
-        return line.reason if key == "reason" else line.values[key]
+        return told(line.reason) if key == "reason" else line.values[key]
 
     # ---- what Qt asks ------------------------------------------------------------------------------------
 
@@ -346,7 +347,7 @@ class FramesModel(QAbstractTableModel):
         if role == Qt.ItemDataRole.ForegroundRole:
             return self.colours.get(self.state_of(line))
         if role == Qt.ItemDataRole.ToolTipRole:
-            return line.reason or line.path
+            return told(line.reason) or line.path
         return None
 
     def setData(self, index: _Index, value: object, role: int = Qt.ItemDataRole.EditRole) -> bool:
@@ -391,7 +392,7 @@ class _Filter(QSortFilterProxyModel):
     def _accepts(self, line: Line) -> bool:
         if self._state and self._model.state_of(line) != self._state:
             return False
-        return all(word in line.searched for word in self._words)
+        return all(word in line.searched or word in told(line.reason).casefold() for word in self._words)
 
 
 # ---- the widget ------------------------------------------------------------------------------------------
@@ -474,7 +475,7 @@ class FramesTable(FollowsLook, QWidget):
         self._view.horizontalHeader().setSortIndicator(-1, Qt.SortOrder.AscendingOrder)
 
     def _on_error(self, error: Exception) -> None:
-        self._counts.setText(str(error))
+        self._counts.setText(told(str(error)))
         self.failed.emit(str(error))
 
     def excluded(self) -> frozenset[str]:
@@ -532,7 +533,8 @@ class FramesTable(FollowsLook, QWidget):
         for k, state in enumerate(("", *_STATES)):
             self._state.setItemText(k, tr(f"frames.state.{state}" if state else "frames.state.all"))
         self.model.headerDataChanged.emit(Qt.Orientation.Horizontal, 0, len(self.model.columns) - 1)
-        self._count()
+        self._view.viewport().update()
+        self._look()
 
     # ---- building ----------------------------------------------------------------------------------------
 

@@ -16,6 +16,7 @@ from PySide6.QtWidgets import QWidget
 from parallel_utils import WORKER_BASE_BYTES, machine, plan_workers
 from zemosaic_gui_form import OptionRow
 from zemosaic_gui_parts import Card, label
+from zemosaic_gui_sentences import told
 from zemosaic_gui_settings import Settings
 from zemosaic_gui_text import tr
 from zemosaic_gui_theme import FollowsLanguage
@@ -147,7 +148,7 @@ class GridGroup(FollowsLanguage, Card):
         if self._gpu is None:
             return tr("grid.gpu.looking")
         names, reason = self._gpu
-        return tr("grid.gpu.found", names=", ".join(names)) if names else tr("grid.gpu.none", reason=reason)
+        return tr("grid.gpu.found", names=", ".join(names)) if names else tr("grid.gpu.none", reason=told(reason))
 
     def _show_gpu(self, names: list[str], reason: str) -> None:
         self._gpu = names, reason

@@ -38,6 +38,7 @@ from zemosaic_gui_parts import (
     label,
     scroll_area,
 )
+from zemosaic_gui_sentences import told
 from zemosaic_gui_settings import Settings
 from zemosaic_gui_text import tr
 from zemosaic_gui_theme import FollowsLanguage
@@ -165,7 +166,7 @@ class Summary(Card):
             self._say(name, "–")
         self.trouble.hide()
         notes = done.notes if done else ()
-        self.notes.setText("\n\n".join(f"{note[:1].upper()}{note[1:]}." for note in notes))
+        self.notes.setText("\n\n".join(f"{note[:1].upper()}{note[1:]}." for note in map(told, notes)))
         self.notes.setVisible(bool(notes))
         if not placed:
             return
@@ -182,7 +183,7 @@ class Summary(Card):
 
     def show_trouble(self, text: str) -> None:
         """Show a sentence that the user must not miss."""
-        self.trouble.setText(text)
+        self.trouble.setText(told(text))
         self.trouble.show()
 
     def show_progress(self, done: int, total: int) -> None:

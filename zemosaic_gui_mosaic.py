@@ -20,6 +20,7 @@ from zemosaic_config import OPTIONS
 from zemosaic_gui_form import OptionRow
 from zemosaic_gui_grid_group import GRID_KEYS, GridGroup
 from zemosaic_gui_parts import GAP, Card, label, scroll_area
+from zemosaic_gui_sentences import told
 from zemosaic_gui_settings import PRESETS, Settings
 from zemosaic_gui_text import section_label, tr
 from zemosaic_gui_theme import FollowsLanguage
@@ -183,17 +184,17 @@ class MosaicPage(FollowsLanguage, QWidget):
         try:
             self._settings.load(path)
         except ConfigError as error:
-            QMessageBox.warning(self, tr("settings.load"), str(error))
+            QMessageBox.warning(self, tr("settings.load"), told(str(error)))
             return
         if self._settings.notes:
-            QMessageBox.information(self, tr("settings.load"), "\n\n".join(self._settings.notes))
+            QMessageBox.information(self, tr("settings.load"), "\n\n".join(map(told, self._settings.notes)))
 
     def save_settings(self, path: str) -> None:
         """Write all options into a file, or say why not."""
         try:
             self._settings.save_as(path)
         except ConfigError as error:
-            QMessageBox.warning(self, tr("settings.save"), str(error))
+            QMessageBox.warning(self, tr("settings.save"), told(str(error)))
 
     def _ask_load(self) -> None:
         path, _ = QFileDialog.getOpenFileName(self, tr("settings.load"), "", "JSON (*.json)")

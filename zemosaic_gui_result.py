@@ -11,6 +11,7 @@ from PySide6.QtWidgets import QFileDialog, QHBoxLayout, QPushButton, QTabWidget,
 from zemosaic_gui_frame_card import FrameGlimpse
 from zemosaic_gui_lazy import LazyWidget
 from zemosaic_gui_parts import GAP, Card, duration_text, label, scroll_area, show_folder
+from zemosaic_gui_sentences import told
 from zemosaic_gui_text import tr
 from zemosaic_gui_theme import FollowsLanguage
 from zemosaic_types import RunResult
@@ -165,7 +166,7 @@ class ResultPage(FollowsLanguage, QWidget):
             show_folder(self.folder / "report.html")
             return
         words = bytes(self._process.readAllStandardError()).decode("utf-8", "replace").strip()
-        self.trouble.setText(words or tr("result.report.failed"))
+        self.trouble.setText(told(words) or tr("result.report.failed"))
         self.trouble.show()
 
     def shutdown(self) -> None:

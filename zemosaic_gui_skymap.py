@@ -20,6 +20,7 @@ from zemosaic_events import PlannedTile, SurveyFrame
 from zemosaic_gui_background import Background
 from zemosaic_gui_legend import Ramp, Swatch
 from zemosaic_gui_parts import Later, move_by_key
+from zemosaic_gui_sentences import told
 from zemosaic_gui_sky import SkyGrid, TangentPlane, covering, dec_text, depth_image, middle_of, ra_text, sky_grid
 from zemosaic_gui_text import tr
 from zemosaic_gui_theme import FollowsLook
@@ -428,7 +429,7 @@ class SkyMap(FollowsLook, QWidget):
         frame = self._frames[frame_id]
         exposure = "" if frame.exposure_s is None else f"{frame.exposure_s:g} s"
         excluded = tr("map.tip.excluded") if frame_id in self._excluded else ""
-        return " · ".join(filter(None, (frame_id, exposure, frame.filter, excluded or frame.reason)))
+        return " · ".join(filter(None, (frame_id, exposure, frame.filter, excluded or told(frame.reason))))
 
     def eventFilter(self, watched: object, event: QEvent) -> bool:
         """Move the map by keys."""

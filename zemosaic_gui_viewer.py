@@ -40,6 +40,7 @@ from zemosaic_gui_pyramid import (
     step_for,
     tones_of,
 )
+from zemosaic_gui_sentences import told
 from zemosaic_gui_sky import dec_text, ra_text
 from zemosaic_gui_text import tr
 from zemosaic_gui_theme import FollowsLook
@@ -275,7 +276,8 @@ class MosaicViewer(FollowsLook, QWidget):
     def _say(self, key: str, **values: object) -> None:
         """Put a sentence in the middle of the picture; none for an empty key."""
         self._message = key, values
-        self._note.setText(tr(key, **values) if key else "")
+        words = {name: told(value) if name == "reason" else value for name, value in values.items()}
+        self._note.setText(tr(key, **words) if key else "")
         self._note.setVisible(bool(key))
         self._note.resize(self._plot.size())
 

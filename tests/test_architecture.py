@@ -89,7 +89,7 @@ FLOORS = [
         "zemosaic_gui_text",
         "zemosaic_gui_theme",
     },
-    {"zemosaic_gui_parts"},
+    {"zemosaic_gui_parts", "zemosaic_gui_sentences"},
     {
         "zemosaic_gui_controller",
         "zemosaic_gui_form",
