@@ -15,13 +15,14 @@ Kernels over arrays: no header, no file. The cost is linear in the number of det
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy.linalg import block_diag, eigh
 from scipy.sparse import bmat, csr_matrix
 from scipy.sparse.csgraph import connected_components
 
+from zemosaic_detections import Detections
 from zemosaic_types import FlatModel, Rect
 
 #: Total degree of the logarithm of the pattern.
@@ -52,32 +53,6 @@ _DISAGREEMENT_SIGMA = 5.0
 _CG_TOLERANCE = 1e-11
 _CG_STEPS = 2000
 _GRID = 33
-
-
-@dataclass(frozen=True)
-class Detections:
-    """Stars of one instrument's frames, m detections in c colours.
-
-    Attributes
-    ----------
-    frame, star : ndarray, shape (m,), int
-        Which frame saw which star; numbers from 0.
-    x, y : ndarray, shape (m,)
-        Places on the detector, pixels.
-    flux, error : ndarray, shape (m, c)
-        NaN where it could not be measured.
-    """
-
-    frame: np.ndarray
-    star: np.ndarray
-    x: np.ndarray
-    y: np.ndarray
-    flux: np.ndarray
-    error: np.ndarray
-
-    def chosen(self, which: np.ndarray) -> Detections:
-        """Return some of the detections."""
-        return Detections(*(getattr(self, field.name)[which] for field in fields(self)))
 
 
 @dataclass(frozen=True)
@@ -185,6 +160,7 @@ def stars_flat(stars: Detections, n_frames: int, shape: tuple[int, int]) -> Star
     Parameters
     ----------
     stars : Detections
+        Of one instrument's frames; their places on the canvas take no part.
     n_frames : int
         Their frames are numbered below this.
     shape : tuple of int
@@ -252,9 +228,7 @@ class _Channel:
 def _usable(stars: Detections, flux: np.ndarray, error: np.ndarray, n_frames: int) -> Detections:
     """Return the detections, with fluxes (m,), of stars that are bright enough and seen more than once."""
     flux, error = flux.astype(float), error.astype(float)
-    good = np.flatnonzero((flux > 0) & (error > 0))
-    columns = stars.frame, stars.star, stars.x, stars.y, flux, error
-    one = Detections(*(column[good] for column in columns))
+    one = replace(stars, flux=flux, error=error).chosen((flux > 0) & (error > 0))
     one = one.chosen(_group_median(one.star, one.flux / one.error) >= MIN_SIGNAL_TO_NOISE)
     one = one.chosen(_brightest(one.frame, one.flux, max(10, MAX_DETECTIONS // max(1, n_frames))))
     count = np.bincount(one.star)
@@ -283,7 +257,7 @@ def _solve_channel(one: Detections, n_frames: int, shape: tuple[int, int]) -> _C
     if m == 0:
         nothing = np.full((n_frames, 1 + k), np.nan)
         return _Channel(np.zeros((k, k)), np.zeros(k), nothing, np.arange(n_frames), 0)
-    columns = np.column_stack([np.log(one.flux), basis(one.x, one.y, shape)])
+    columns = np.column_stack([np.log(one.flux), basis(one.frame_x, one.frame_y, shape)])
     columns[:, 0] -= columns[:, 0].mean()
     given = base = 1.0 / (np.square(one.error / one.flux) + _FLUX_FLOOR**2)
     number = np.unique(one.star, return_inverse=True)[1]

@@ -36,7 +36,7 @@ FLOORS = [
         "zemosaic_resample_kernels",
         "zemosaic_stack_arrays",
     },
-    {"zemosaic_overlap_fit", "zemosaic_stack_kernels", "zemosaic_cameras"},
+    {"zemosaic_overlap_fit", "zemosaic_stack_kernels", "zemosaic_cameras", "zemosaic_detections"},
     {"zemosaic_stack_cuda"},
     {
         "zemosaic_alignment",
