@@ -6,7 +6,7 @@ resamples it. The stacking drivers of the host and of a device share what is sai
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -47,6 +47,11 @@ class StackFrame:
     sky: tuple[float, ...]
     noise: tuple[float, ...]
     flat: FlatModel | None = None
+
+
+def paths_of(frames: Iterable[StackFrame]) -> dict[str, str]:
+    """Return the files of frames by frame id."""
+    return {frame.record.frame_id: frame.record.path for frame in frames}
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ from pathlib import Path
 from PySide6.QtCore import QObject, QProcess, Signal
 from PySide6.QtWidgets import QWidget
 
-from parallel_utils import WORKER_BASE_BYTES, machine, plan_workers
+from parallel_utils import machine, workers_for
 from zemosaic_gui_form import OptionRow
 from zemosaic_gui_parts import Card, label
 from zemosaic_gui_settings import Settings
@@ -124,11 +124,8 @@ class GridGroup(FollowsLanguage, Card):
 
     def workers(self) -> int:
         """Return how many workers a run would start now."""
-        cores, free = machine()
-        need = WORKER_BASE_BYTES + self._settings.value("grid_chunk_ram_mb") * 1024**2
-        tasks = self._n_frames or _MANY_TASKS
-        wanted = self._settings.value("grid_workers")
-        return plan_workers(wanted, cores=cores, free_bytes=free, worker_bytes=need, n_tasks=tasks)
+        value = self._settings.value
+        return workers_for(value("grid_workers"), value("grid_chunk_ram_mb"), self._n_frames or _MANY_TASKS)
 
     def retranslate(self) -> None:
         """Take the words anew."""

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from astropy.wcs import WCS
 
-from parallel_utils import WORKER_BASE_BYTES, machine, plan_workers
+from parallel_utils import WORKER_BASE_BYTES, machine, workers_for
 from zemosaic_astrometry import SolveOptions, choose_solver
 from zemosaic_config import Config
 from zemosaic_events import (
@@ -263,11 +263,8 @@ class _Survey:
         frames = _placed_frames(records, canvas)
         n_channels = max(record.header.n_channels for record in records)
         tiles = _tiles(frames, canvas, settings)
-        cores, free = machine()
-        worker_bytes = WORKER_BASE_BYTES + settings.chunk_ram_mb * 1024**2
-        workers = plan_workers(
-            settings.workers, cores=cores, free_bytes=free, worker_bytes=worker_bytes, n_tasks=len(records)
-        )
+        cores, _ = machine()
+        workers = workers_for(settings.workers, settings.chunk_ram_mb, len(records))
         cpu, wall = estimate_seconds(records, canvas.shape, n_channels, workers, cores)
         return SurveyDone(
             n_frames=n_frames,
