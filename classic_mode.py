@@ -101,7 +101,9 @@ class _ClassicRun:
             front = settled_frames(self.input_folder, settings, book, drop, choose=self._grouped_by_user)
             with front as (pool, settled):
                 with book.phase("group"):
+                    tell = book.share("group")
                     tiles = plan_tiles(self._groups(settled), settled, pool, book)
+                    tell(1.0)
                 mosaic = files.enter_context(open_mosaic(settled, settings, book))  # a full disk is told at once
                 with book.phase("stack"):
                     stackers = open_stackers(pool, settings, book, self.access)

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 from scipy.sparse import coo_matrix, diags_array
@@ -23,6 +24,7 @@ from scipy.spatial.distance import cdist
 
 import zemosaic_alignment_kernels as kernels
 from zemosaic_detections import cluster_stars, renumbered
+from zemosaic_types import Tell, part_of, tell_nobody
 
 #: Offsets are searched up to this distance along an axis, px of the canvas.
 SEARCH_PX = 42.0
@@ -286,7 +288,7 @@ def align(
     shift: np.ndarray | None = None,
     *,
     held: np.ndarray | None = None,
-    between: Callable[[], None] = lambda: None,
+    tell: Tell = tell_nobody,
 ) -> Alignment:
     """Solve the corrections of all frames: match the stars, solve, match again with better positions.
 
@@ -297,8 +299,8 @@ def align(
         What is known of the frames' offsets, to match the stars with (`Offsets.shift`).
     held : ndarray of bool, shape (n,), optional
         Frames that are not to be corrected.
-    between : callable
-        Called between the rounds, to stop a run that was cancelled.
+    tell : callable
+        Told the share that is done, in each step of the solution too; may end the work.
 
     Returns
     -------
@@ -310,11 +312,14 @@ def align(
         correction[:, :2] = shift
     if held is not None:
         correction[held] = 0.0
-    for radius in _MATCH_RADII_PX:
-        between()
+    rounds = len(_MATCH_RADII_PX)
+    for k, radius in enumerate(_MATCH_RADII_PX):
+        tell(k / rounds)
         star = cluster_stars(_corrected(positions, correction), positions.frame, radius)
         star = _of_frames_with(MIN_STARS_SHIFT, star, positions.frame)
-        system, correction, weight = _solve_in_turn(positions, star, held, correction)
+        system, correction, weight = _solve_in_turn(
+            positions, star, held, correction, part_of(tell, k / rounds, (k + 1) / rounds)
+        )
     return _judged(positions, system, correction, weight)
 
 
@@ -335,14 +340,14 @@ def _of_frames_with(least: int, star: np.ndarray, frame: np.ndarray) -> np.ndarr
 
 
 def _solve_in_turn(
-    positions: Positions, star: np.ndarray, held: np.ndarray | None, correction: np.ndarray
+    positions: Positions, star: np.ndarray, held: np.ndarray | None, correction: np.ndarray, tell: Tell
 ) -> tuple[_System, np.ndarray, np.ndarray]:
     """Solve the frames with many common stars, then those with few against them.
 
     A frame that cannot be turned would pin the rotation of all others.
     """
     main = _of_frames_with(MIN_STARS_SIMILARITY, star, positions.frame)
-    solved, weight = _solve_robustly(_System.of(positions, main, held), correction)
+    solved, weight = _solve_robustly(_System.of(positions, main, held), correction, tell)
     system = _System.of(positions, star, held)
     if np.array_equal(main, star):
         return system, solved, weight
@@ -350,7 +355,7 @@ def _solve_in_turn(
     base = np.where(left[:, None], 0.0, solved)
     offset = system.offset + system.displacements(base)
     rest = replace(system, free=system.free & left[:, None], offset=offset)
-    solved, weight = _solve_robustly(rest, np.where(left[:, None], correction, 0.0))
+    solved, weight = _solve_robustly(rest, np.where(left[:, None], correction, 0.0), lambda _: tell(1.0))
     return system, base + solved, weight
 
 
@@ -438,14 +443,15 @@ def _means(star: np.ndarray, weight: np.ndarray, values: np.ndarray, n_stars: in
     return out
 
 
-def _solve_robustly(system: _System, correction: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _solve_robustly(system: _System, correction: np.ndarray, tell: Tell) -> tuple[np.ndarray, np.ndarray]:
     """Return corrections and weights: Huber's weights first, which find their way, then Tukey's, which forget."""
     accuracy = np.square(1.0 / system.sigma)
     weight = _robust_weights(system, accuracy, accuracy, correction, huber=True)
     n_rounds = _HUBER_ROUNDS + _TUKEY_ROUNDS
     for k in range(n_rounds):
         tolerance = _FINE if k == n_rounds - 1 else _ROUGH
-        correction = _solve(system, weight, _prior(correction), correction, tolerance)
+        between = partial(tell, k / n_rounds)
+        correction = _solve(system, weight, _prior(correction), correction, tolerance, between)
         if k < n_rounds - 1:
             weight = _robust_weights(system, accuracy, weight, correction, huber=k < _HUBER_ROUNDS - 1)
     return correction, weight
@@ -473,7 +479,12 @@ def _robust_weights(
 
 
 def _solve(
-    system: _System, weight: np.ndarray, prior: np.ndarray, guess: np.ndarray, tolerance: float
+    system: _System,
+    weight: np.ndarray,
+    prior: np.ndarray,
+    guess: np.ndarray,
+    tolerance: float,
+    between: Callable[[], None],
 ) -> np.ndarray:
     """Solve the normal equations by conjugate gradients, preconditioned by the frames' own blocks.
 
@@ -490,6 +501,7 @@ def _solve(
     for _ in range(_MOST_STEPS):
         if norm <= goal:
             break
+        between()
         image = system.product(weight, direction) + prior[:, None] * direction
         length = norm / np.sum(direction * image)
         solution = solution + length * direction

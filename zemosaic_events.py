@@ -19,6 +19,9 @@ from zemosaic_types import LeftOut, Rect, RunCancelled
 
 logger = logging.getLogger("ZeMosaicWorker.events")
 
+#: The unit of a phase that has no frames or tiles to count.
+PERCENT = "percent"
+
 _tag = "GRID"  # of the pipeline whose run this process works for
 
 
@@ -76,7 +79,7 @@ class RunStarted:
 
 @dataclass(frozen=True, slots=True)
 class PhaseProgress:
-    """`done` of `total` units (frames or tiles) of a phase are finished."""
+    """`done` of `total` units (frames, tiles or percent) of a phase are finished."""
 
     phase: str
     done: int
@@ -373,7 +376,8 @@ def describe(event: Event) -> tuple[str, float | None, str]:
         case RunStarted(n_frames, folder):
             return f"{n_frames} frames planned, results go to {folder}", 0.0, "INFO"
         case PhaseProgress(phase, done, total, unit):
-            return f"{phase}: {done}/{total} {unit}s", 100.0 * done / max(total, 1), "INFO"
+            text = f"{done} %" if unit == PERCENT else f"{done}/{total} {unit}s"
+            return f"{phase}: {text}", 100.0 * done / max(total, 1), "INFO"
         case FrameLeftOut(left_out):
             return f"left out {left_out.path}: {left_out.reason}", None, "WARNING"
         case TilesPlanned(shape, tiles):

@@ -23,7 +23,7 @@ from scipy.sparse import bmat, csr_matrix
 from scipy.sparse.csgraph import connected_components
 
 from zemosaic_detections import Detections
-from zemosaic_types import FlatModel, Rect
+from zemosaic_types import FlatModel, Rect, Tell, part_of, tell_nobody
 
 #: Total degree of the logarithm of the pattern.
 DEGREE = 4
@@ -154,7 +154,7 @@ def _gram(shape: tuple[int, int]) -> np.ndarray:
 # ---------------------------------------------------------------------------------------------------- the stars
 
 
-def stars_flat(stars: Detections, n_frames: int, shape: tuple[int, int]) -> StarFlat:
+def stars_flat(stars: Detections, n_frames: int, shape: tuple[int, int], *, tell: Tell = tell_nobody) -> StarFlat:
     """Solve the pattern from stars alone: robust weighted least squares without brightnesses and gains.
 
     Parameters
@@ -165,6 +165,8 @@ def stars_flat(stars: Detections, n_frames: int, shape: tuple[int, int]) -> Star
         Their frames are numbered below this.
     shape : tuple of int
         ``(ny, nx)`` of the detector.
+    tell : callable
+        Told the share that is done; may end the work.
 
     Returns
     -------
@@ -172,7 +174,9 @@ def stars_flat(stars: Detections, n_frames: int, shape: tuple[int, int]) -> Star
         Without modes if the stars tell nothing.
     """
     light = stars.flux.sum(axis=1), np.sqrt(np.square(stars.error).sum(axis=1))
-    white = _solve_channel(_usable(stars, *light, n_frames), n_frames, shape)
+    colours = stars.flux.shape[1] if stars.flux.shape[1] > 1 else 0
+    first = 1.0 / (1 + colours)
+    white = _solve_channel(_usable(stars, *light, n_frames), n_frames, shape, part_of(tell, 0.0, first))
     strength, modes = eigh(white.information, _gram(shape))
     modes = modes[:, strength > 1.0 / MAX_MODE_ERROR**2][:, ::-1]
     information, pull = modes.T @ white.information @ modes, modes.T @ white.pull
@@ -188,10 +192,12 @@ def stars_flat(stars: Detections, n_frames: int, shape: tuple[int, int]) -> Star
         significance=_excess_sigma(float(amplitudes @ pull), amplitudes.size),
         rms=float(np.sqrt(max(0.0, np.square(amplitudes).sum() - np.trace(np.linalg.inv(information))))),
     )
-    return alone if stars.flux.shape[1] == 1 or not modes.size else _in_colours(alone, stars, n_frames, shape)
+    if not colours or not modes.size:
+        return alone
+    return _in_colours(alone, stars, n_frames, shape, part_of(tell, first, 1.0))
 
 
-def _in_colours(white: StarFlat, stars: Detections, n_frames: int, shape: tuple[int, int]) -> StarFlat:
+def _in_colours(white: StarFlat, stars: Detections, n_frames: int, shape: tuple[int, int], tell: Tell) -> StarFlat:
     """Return the pattern of every colour: that of all light, as strong as the colour's own stars say.
 
     They are too faint to be asked more; a wrong slope of one colour against another would show as coloured fans.
@@ -199,8 +205,10 @@ def _in_colours(white: StarFlat, stars: Detections, n_frames: int, shape: tuple[
     usual = white.amplitudes[0]
     variance = np.linalg.inv(white.information[0]) + (COLOUR_SPREAD * white.rms) ** 2 * np.eye(usual.size)
     amplitudes, information = [], []
-    for flux, error in zip(stars.flux.T, stars.error.T, strict=True):
-        own = _solve_channel(_usable(stars, flux, error, n_frames), n_frames, shape)
+    colours = stars.flux.shape[1]
+    for c, (flux, error) in enumerate(zip(stars.flux.T, stars.error.T, strict=True)):
+        part = part_of(tell, c / colours, (c + 1) / colours)
+        own = _solve_channel(_usable(stars, flux, error, n_frames), n_frames, shape, part)
         pattern = white.modes @ usual
         certainty = pattern @ own.information @ pattern + 1.0 / COLOUR_STRENGTH**2
         stronger = pattern @ (own.pull - own.information @ pattern) / certainty
@@ -252,7 +260,7 @@ def _brightest(frame: np.ndarray, flux: np.ndarray, most: int) -> np.ndarray:
     return np.sort(order[rank < most])
 
 
-def _solve_channel(one: Detections, n_frames: int, shape: tuple[int, int]) -> _Channel:
+def _solve_channel(one: Detections, n_frames: int, shape: tuple[int, int], tell: Tell) -> _Channel:
     k, m = len(_POWERS), one.flux.size
     if m == 0:
         nothing = np.full((n_frames, 1 + k), np.nan)
@@ -265,7 +273,8 @@ def _solve_channel(one: Detections, n_frames: int, shape: tuple[int, int]) -> _C
     ties = np.unique(group[one.frame]).size
     free = max(1, m - (number.max() + 1) - (np.unique(one.frame).size - ties) - k)
     weight, terms, scale = base, None, 1.0
-    for _ in range(_ROUNDS):
+    for turn in range(_ROUNDS):
+        tell(turn / _ROUNDS)
         rest, effects = _without_effects(columns, weight, one.frame, number, n_frames)
         normal = rest[:, 1:].T @ (weight[:, None] * rest[:, 1:])
         pull = rest[:, 1:].T @ (weight * rest[:, 0])

@@ -26,7 +26,7 @@ from zemosaic_flat import (
 )
 from zemosaic_measure import MeasuredFrame
 from zemosaic_pairs import partner_pairs
-from zemosaic_types import FlatModel, FrameHeader
+from zemosaic_types import FlatModel, FrameHeader, Tell, part_of, tell_nobody
 
 #: `auto` wants so many frames of an instrument, and so many detections of stars that several of them show.
 MIN_FRAMES = 8
@@ -39,6 +39,8 @@ MIN_RMS = 0.003
 _SKY_FRAMES = 100
 _SKY_PLACES = 10
 _PARTNERS = 12
+# Shares of the work, roughly: stars are recognised, their pattern is solved.
+_STARS_KNOWN, _STARS_SOLVED = 0.1, 0.8
 
 
 @dataclass(frozen=True)
@@ -79,7 +81,9 @@ class InstrumentFlat:
         return f"flat of {self.instrument} from {frames}: {corners} % at the corners"
 
 
-def flatten_frames(measured: list[MeasuredFrame], mode: str) -> tuple[list[MeasuredFrame], list[InstrumentFlat]]:
+def flatten_frames(
+    measured: list[MeasuredFrame], mode: str, *, tell: Tell = tell_nobody
+) -> tuple[list[MeasuredFrame], list[InstrumentFlat]]:
     """Divide out the vignetting of every instrument whose frames tell enough of it.
 
     Parameters
@@ -89,6 +93,8 @@ def flatten_frames(measured: list[MeasuredFrame], mode: str) -> tuple[list[Measu
     mode : {"auto", "on", "off"}
         ``on`` divides out whatever can be told at all; ``auto`` only what is significant and makes the sky more
         level.
+    tell : callable
+        Told the share that is done; may end the work.
 
     Returns
     -------
@@ -110,12 +116,16 @@ def flatten_frames(measured: list[MeasuredFrame], mode: str) -> tuple[list[Measu
     for k, m in enumerate(measured):
         members.setdefault(m.record.header.camera, []).append(k)
     out, flats = list(measured), []
+    n_done = 0
     for indices in members.values():
-        found = _instrument_flat([measured[k] for k in indices], mode)
+        own = part_of(tell, n_done / len(measured), (n_done + len(indices)) / len(measured))
+        found = _instrument_flat([measured[k] for k in indices], mode, own)
+        n_done += len(indices)
         flats.append(found)
         if found.flat is not None:
             for k in indices:
                 out[k] = flattened_frame(measured[k], found.flat)
+    tell(1.0)
     return out, flats
 
 
@@ -125,16 +135,20 @@ def _named(header: FrameHeader) -> str:
     return f"{name} ({nx} x {ny} px{', ' + header.filter if header.filter else ''})"
 
 
-def _instrument_flat(frames: list[MeasuredFrame], mode: str) -> InstrumentFlat:
+def _instrument_flat(frames: list[MeasuredFrame], mode: str, tell: Tell) -> InstrumentFlat:
     header = frames[0].record.header
     result = InstrumentFlat(_named(header), len(frames))
     if mode == "auto" and len(frames) < MIN_FRAMES:
         return replace(result, reason=f"fewer than {MIN_FRAMES} frames")
-    star = stars_flat(_detections(frames), len(frames), header.shape)
+    tell(0.0)
+    detections = _detections(frames)
+    tell(_STARS_KNOWN)
+    star = stars_flat(detections, len(frames), header.shape, tell=part_of(tell, _STARS_KNOWN, _STARS_SOLVED))
     result = replace(result, rms=star.rms, significance=star.significance) if star.modes.size else result
     reason = _why_not(star, mode)
     if reason:
         return replace(result, reason=reason)
+    tell(_STARS_SOLVED)
     sky = sky_flat(star, list(_shared_skies(frames)), header.shape)
     before, after = sky.unevenness
     if mode == "auto" and after > before:

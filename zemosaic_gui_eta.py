@@ -7,8 +7,21 @@ from dataclasses import dataclass
 from zemosaic_events import PhaseProgress
 
 #: Phases that tell their progress, in order, and their usual shares of the time.
-_SHARES = {"scan": 1, "headers": 4, "solve": 10, "measure": 30, "stack": 48, "coadd": 0, "assemble": 7}
-_CLASSIC_SHARES = _SHARES | {"coadd": 12}  # only Classic coadds
+_SHARES = {
+    "scan": 1,
+    "headers": 4,
+    "solve": 10,
+    "canvas": 1,
+    "measure": 28,
+    "refine": 2,
+    "flat": 1,
+    "match": 3,
+    "group": 0,
+    "stack": 43,
+    "coadd": 0,
+    "assemble": 7,
+}
+_CLASSIC_SHARES = _SHARES | {"group": 1, "coadd": 12}  # only Classic coadds
 _SAME = {"add": "coadd"}  # phases that take each other's place
 _FIRST_SAYS = 0.05  # of the run; before, what was estimated beforehand counts
 _SPREAD = (0.5, 0.15)  # of the range, at the start and at the end

@@ -10,6 +10,7 @@ from PySide6.QtCore import QTimer
 from PySide6.QtWidgets import QHBoxLayout, QProgressBar, QTabWidget, QVBoxLayout, QWidget
 
 from zemosaic_events import (
+    PERCENT,
     FinishReason,
     FrameLeftOut,
     PhaseProgress,
@@ -32,7 +33,10 @@ from zemosaic_types import RunDied
 
 _TICK_MS = 500
 _STEPS = 1000
-_PHASES = ("scan", "headers", "solve", "measure", "stack", "coadd", "add", "assemble")
+_PHASES = (
+    *("scan", "headers", "solve", "canvas", "measure", "refine", "flat", "match"),
+    *("group", "stack", "coadd", "add", "assemble"),
+)
 _LINES_AT_MOST = 3  # of a reason, in the status; the log has it all
 
 
@@ -129,8 +133,8 @@ class RunPage(FollowsLanguage, QWidget):
     def hear(self, event: object) -> None:
         """Show an event of the run."""
         match event:
-            case PhaseProgress(phase, done, total):
-                self._on_progress(event, phase, done, total)
+            case PhaseProgress():
+                self._on_progress(event)
                 return
             case TilesPlanned(_, tiles):
                 self._tiles, self._states = {tile.tile: tile for tile in tiles}, {}
@@ -148,15 +152,14 @@ class RunPage(FollowsLanguage, QWidget):
         text, _, level = describe(event)
         self.log.add(text, level)
 
-    def _on_progress(self, event: PhaseProgress, phase: str, done: int, total: int) -> None:
+    def _on_progress(self, event: PhaseProgress) -> None:
+        phase, done, total, unit = event.phase, event.done, event.total, event.unit
         if phase != self._clock.phase:
             self.log.add(_phase(phase))
         self._clock.hear(event)
         self.progress.setValue(max(self.progress.value(), round(_STEPS * self._clock.fraction)))
         self._status = (f"phase.{phase}" if phase in _PHASES else "run.phase", {"phase": phase})
-        self._details = tr("run.of", done=done, total=total) if total else ""
-        if phase == "measure" and 0 < total <= done:  # what comes between says nothing of its progress
-            self._status, self._details = ("phase.match", {}), ""
+        self._details = tr("run.percent" if unit == PERCENT else "run.of", done=done, total=total)
         self._show_status()
 
     def _mark(self, tile: int, state: str) -> None:

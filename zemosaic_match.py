@@ -17,7 +17,7 @@ from zemosaic_measure import FWHM_OF_SIGMA, MeasuredFrame
 from zemosaic_photometry import Geometry, Match, cell_place, solve_match
 from zemosaic_reproject import Canvas, centre_icrs, pixel_scale_deg, sample_noise
 from zemosaic_tiling import separate_isolated
-from zemosaic_types import FrameRecord, FrameSolution, LeftOut, Rect
+from zemosaic_types import FrameRecord, FrameSolution, LeftOut, Rect, Tell, part_of, tell_nobody
 
 #: A frame this much fainter than the usual one of its camera (clouds) adds noise only.
 MAX_GAIN = 20.0
@@ -37,6 +37,8 @@ _ANOTHER_BINNING = 0.5
 _FEW = 3
 # Weights are best for means of so many pixels a side: the scale at which an uneven sky begins to show.
 _PATCH_PX = 8
+# Of the work, while no frame is left out.
+_SHARE_OF_FIRST = 0.8
 
 
 @dataclass(frozen=True)
@@ -132,23 +134,28 @@ def _centre_and_diagonal(record: FrameRecord) -> tuple[float, float, float]:
     return ra, dec, float(np.hypot(*record.header.shape)) * pixel_scale_deg(wcs)
 
 
-def match_frames(measured: list[MeasuredFrame], canvas: Canvas, options: MatchOptions) -> MatchedFrames:
+def match_frames(
+    measured: list[MeasuredFrame], canvas: Canvas, options: MatchOptions, *, tell: Tell = tell_nobody
+) -> MatchedFrames:
     """Solve gains, offsets and gradients of all frames and derive their weights.
 
     Frames that clouds have all but blotted out, or whose sky is so uneven that no plane levels it, are left out,
-    and the others solved again without them.
+    and the others solved again without them; `tell` hears the share that is done, and may end the work.
     `frames` is empty if none is left.
     """
     left_out: list[LeftOut] = []
     cell_px = measured[0].cell_px
-    match, geometry = _solve(measured, options)
+    tell(0.0)
+    done = _SHARE_OF_FIRST
+    match, geometry = _solve(measured, options, part_of(tell, 0.0, done))
     while spoilt := _spoilt(measured, match, geometry, options):
         for k, reason in spoilt.items():
             left_out.append(LeftOut(measured[k].record.path, reason, measured[k].record.line))
         measured = [m for k, m in enumerate(measured) if k not in spoilt]
         if not measured:
             return MatchedFrames([], [], canvas, match, [], coarse_map(match, canvas, cell_px), left_out)
-        match, geometry = _solve(measured, options)
+        before, done = done, 0.5 * (1.0 + done)  # nobody knows how often
+        match, geometry = _solve(measured, options, part_of(tell, before, done))
     if options.rgb_equalize:
         match = _equalised(measured, match)
     blur = _blur(measured)
@@ -156,6 +163,7 @@ def match_frames(measured: list[MeasuredFrame], canvas: Canvas, options: MatchOp
     transparency = (1.0 / _dimming(measured, match, geometry)).mean(axis=1).tolist()
     disagreement = coarse_map(match, canvas, cell_px)
     canvas, frames = trim_canvas(canvas, frames)
+    tell(1.0)
     return MatchedFrames(measured, frames, canvas, match, transparency, disagreement, left_out)
 
 
@@ -218,9 +226,9 @@ def coarse_map(match: Match, canvas: Canvas, cell_px: int) -> tuple[np.ndarray, 
     return image, replace(canvas, crpix=crpix, scale_deg=canvas.scale_deg * cell_px, shape=shape)
 
 
-def _solve(measured: list[MeasuredFrame], options: MatchOptions) -> tuple[Match, Geometry]:
+def _solve(measured: list[MeasuredFrame], options: MatchOptions, tell: Tell) -> tuple[Match, Geometry]:
     geometry = Geometry.of([m.placement for m in measured], measured[0].cell_px)
-    how = {"method": options.normalise, "cameras": _cameras(measured)}
+    how = {"method": options.normalise, "cameras": _cameras(measured), "tell": tell}
     return solve_match([m.measure for m in measured], geometry, **how), geometry
 
 

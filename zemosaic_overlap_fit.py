@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from scipy.sparse import bsr_matrix, coo_matrix, csr_matrix, diags_array, eye_array
@@ -25,6 +26,7 @@ from scipy.sparse.linalg import LinearOperator, cg, splu
 
 from zemosaic_events import tagged_logger
 from zemosaic_overlap_kernels import frame_sums, modelled, normal_product, own_blocks, point_sums
+from zemosaic_types import Tell, tell_nobody
 
 logger = tagged_logger("ZeMosaicWorker.match")
 
@@ -109,7 +111,9 @@ class OverlapFit:
     spread: float
 
 
-def fit_overlaps(sightings: Sightings, value: np.ndarray, sigma: np.ndarray, *, planes: bool) -> OverlapFit:
+def fit_overlaps(
+    sightings: Sightings, value: np.ndarray, sigma: np.ndarray, *, planes: bool, tell: Tell = tell_nobody
+) -> OverlapFit:
     """Return the models that make frames agree best, one coefficient a frame or (`planes`) three.
 
     Parameters
@@ -119,6 +123,8 @@ def fit_overlaps(sightings: Sightings, value: np.ndarray, sigma: np.ndarray, *, 
         What was seen, and its error; a NaN in either takes the sighting out.
     planes : bool
         Models are planes, not constants.
+    tell : callable
+        Told the share that is done, in each step of a solution too; may end the work.
 
     Returns
     -------
@@ -130,9 +136,11 @@ def fit_overlaps(sightings: Sightings, value: np.ndarray, sigma: np.ndarray, *, 
     if not np.isfinite(fit.residual).any():  # nobody shares anything
         return fit.result()
     fit.prepare()
-    for robust, rounds in ((_huber, _HUBER_ROUNDS), (_tukey, _TUKEY_ROUNDS)):
-        for _ in range(rounds):
-            if fit.improve(robust) < _CONVERGED:
+    for robust, first, rounds in ((_huber, 0, _HUBER_ROUNDS), (_tukey, _HUBER_ROUNDS, _TUKEY_ROUNDS)):
+        for k in range(rounds):
+            between = partial(tell, (first + k) / (_HUBER_ROUNDS + _TUKEY_ROUNDS))
+            between()
+            if fit.improve(robust, between) < _CONVERGED:
                 break
     return fit.result()
 
@@ -161,11 +169,14 @@ class _Fit:
         self._weigh(self.base)
         self.coarse = _CoarseSpace(self, self.knot)
 
-    def improve(self, robust: Callable[[np.ndarray], np.ndarray]) -> float:
-        """Reweight and solve once; return the largest change of a coefficient in units of a sighting's error."""
+    def improve(self, robust: Callable[[np.ndarray], np.ndarray], between: Callable[[], None]) -> float:
+        """Reweight and solve once; return the largest change of a coefficient in units of a sighting's error.
+
+        `between` is called in each step.
+        """
         before = self.theta
         self._weigh(self.base * robust(np.abs(np.nan_to_num(self.pull)) / self.scale))
-        self._solve()
+        self._solve(between)
         self._settle()
         if self.theta.shape[1] > 1:
             # Of the slopes and of what is not known of them: a spread near their errors would shrink to nothing.
@@ -224,7 +235,7 @@ class _Fit:
         normal_product(*self.where, self.weight, self.weights, theta, scratch, out)
         return out + self.ridge * theta
 
-    def _solve(self) -> None:
+    def _solve(self, between: Callable[[], None]) -> None:
         shape = self.theta.shape
         right, size_of_terms = np.empty(shape), np.empty(shape)
         frame_sums(*self.where, self.weight, self.mean[self.where[1]] - self.value, right)
@@ -248,6 +259,7 @@ class _Fit:
             atol=_ROUNDING * float(np.linalg.norm(size_of_terms)),
             maxiter=_CG_ROUNDS,
             M=LinearOperator(size, precondition, dtype=float),
+            callback=lambda _: between(),
         )
         if failed:
             logger.warning("the match has not converged in %d rounds; panels may show", _CG_ROUNDS)

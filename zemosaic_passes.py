@@ -251,7 +251,8 @@ def refine_all(measured: list[MeasuredFrame], canvas: Canvas, method: str, book:
     book : RunBook
         Gets every frame's alignment residual.
     """
-    refined = refine_frames(measured, canvas, method=method, between=book.cancel.check)
+    tell = book.share("refine")
+    refined = refine_frames(measured, canvas, method=method, tell=tell)
     for item in refined.left_out:
         book.leave_out(item)
     for sentence in refined.warnings:
@@ -259,6 +260,7 @@ def refine_all(measured: list[MeasuredFrame], canvas: Canvas, method: str, book:
     for m, residual in zip(refined.measured, refined.residual_px, strict=True):
         book.rows[m.record.path].align_residual_px = residual
     _say_agreement(refined, book)
+    tell(1.0)
     return refined.measured
 
 
@@ -279,7 +281,7 @@ def flatten_all(measured: list[MeasuredFrame], mode: str, book: RunBook) -> list
 
     See `flatten_frames` for `mode`. The frames carry their flats into the stack.
     """
-    measured, flats = flatten_frames(measured, mode)
+    measured, flats = flatten_frames(measured, mode, tell=book.share("flat"))
     book.flats = flats
     for flat in flats:
         book.say(flat.sentence)
@@ -296,7 +298,7 @@ def match_all(
     PlanError
         If no frame is left.
     """
-    matched = match_frames(measured, canvas, options)
+    matched = match_frames(measured, canvas, options, tell=book.share("match"))
     for item in matched.left_out:
         book.leave_out(item)
     if not matched.frames:

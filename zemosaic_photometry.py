@@ -19,6 +19,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 from zemosaic_cameras import Cameras, common_scale
 from zemosaic_detections import Detections
 from zemosaic_overlap_fit import OverlapFit, Sightings, fit_overlaps
+from zemosaic_types import Tell, part_of, tell_nobody
 
 #: A frame's gain needs this many stars that other frames show too.
 MIN_COMMON_STARS = 3
@@ -40,6 +41,8 @@ _BLOCKS = 4  # along each axis, of the jackknife
 _MAX_MISSING = 0.25  # share of a box's pixels
 _TRUSTED = 0.5  # of the weight of a sighting that agrees with the others
 _NEBULA_SIGMA = 3.0
+# Shares of the work, roughly: of the gains in the match, of identifying stars in the gains.
+_SHARE_OF_GAINS, _SHARE_OF_IDENTIFYING = 0.4, 0.5
 
 
 @dataclass(frozen=True)
@@ -191,7 +194,12 @@ def box_medians(plane: np.ndarray, x: np.ndarray, y: np.ndarray, half: int) -> n
 
 
 def solve_match(
-    measures: list[FrameMeasure], geometry: Geometry, *, method: str, cameras: Cameras | None = None
+    measures: list[FrameMeasure],
+    geometry: Geometry,
+    *,
+    method: str,
+    cameras: Cameras | None = None,
+    tell: Tell = tell_nobody,
 ) -> Match:
     """Solve the gains, offsets and gradients of all frames, in units of the usual ones (`Cameras.usual`).
 
@@ -205,6 +213,8 @@ def solve_match(
         offset) or ``"global"`` (gain, offset and gradient).
     cameras : Cameras, optional
         Who made the frames; without it one camera, with one exposure.
+    tell : callable
+        Told the share that is done; may end the work.
 
     Raises
     ------
@@ -218,12 +228,13 @@ def solve_match(
     gain, gain_group, by_sky = np.ones((n, channels)), np.arange(n), np.zeros(n, dtype=bool)
     usual = np.arange(n)
     if method in ("linear_fit", "global"):
-        log_gain, gain_group = _solve_gains(measures, geometry)
+        log_gain, gain_group = _solve_gains(measures, geometry, part_of(tell, 0.0, _SHARE_OF_GAINS))
         log_gain, by_sky = common_scale(log_gain, gain_group, cameras, _light(measures, geometry))
         gain, usual = np.exp(log_gain), cameras.usual()
     gain = gain * geometry.area_ratio[:, None]
     sky = _Sky(measures, geometry, usual)
-    fits = [sky.fit(gain[:, c], c, planes=method == "global") for c in range(channels)]
+    parts = _parts(part_of(tell, _SHARE_OF_GAINS, 1.0), channels)
+    fits = [sky.fit(gain[:, c], c, planes=method == "global", tell=parts[c]) for c in range(channels)]
     residual = np.stack([sky.residual_of_frames(fit, gain[:, c], c) for c, fit in enumerate(fits)], axis=1)
     apart = np.stack([sky.disagreement(fit, gain[:, c], c) for c, fit in enumerate(fits)], axis=1)
     offset, gradient = np.zeros((n, channels)), np.zeros((n, channels, 2))
@@ -232,6 +243,11 @@ def solve_match(
         offset = np.stack([constant for constant, _ in levels], axis=1)
         gradient = np.stack([slope for _, slope in levels], axis=1)
     return Match(gain, offset, gradient, residual, sky.group, gain_group, by_sky, sky.cell, apart)
+
+
+def _parts(tell: Tell, count: int) -> list[Tell]:
+    """Return what each of `count` equal parts of a piece of work tells."""
+    return [part_of(tell, k / count, (k + 1) / count) for k in range(count)]
 
 
 def _light(measures: list[FrameMeasure], geometry: Geometry) -> np.ndarray:
@@ -245,24 +261,28 @@ def _light(measures: list[FrameMeasure], geometry: Geometry) -> np.ndarray:
 # ---- gains from stars ------------------------------------------------------------------------------------
 
 
-def _solve_gains(measures: list[FrameMeasure], geometry: Geometry) -> tuple[np.ndarray, np.ndarray]:
+def _solve_gains(measures: list[FrameMeasure], geometry: Geometry, tell: Tell) -> tuple[np.ndarray, np.ndarray]:
     """Return logarithms of gains (n, c), of mean 0 in each group of frames tied by stars, and the groups (n,).
 
     In a colour of which a frame shows too few stars it has the gain of all its light.
     """
     stars, channels = Detections.of(measures).identified(), measures[0].sky.size
-    whole, group = _gains_of_light(stars, list(range(channels)), geometry)
-    if channels == 1:
+    colours = channels if channels > 1 else 0
+    parts = _parts(part_of(tell, _SHARE_OF_IDENTIFYING, 1.0), 1 + colours)
+    whole, group = _gains_of_light(stars, list(range(channels)), geometry, parts[0])
+    if not colours:
         return whole[:, None], group
     gains = []
     for c in range(channels):
-        log_gain, own = _gains_of_light(stars, [c], geometry)
+        log_gain, own = _gains_of_light(stars, [c], geometry, parts[1 + c])
         # One colour may tie fewer frames, down to single ones; the light of all colours settles the rest.
         gains.append(log_gain + _group_means(whole - log_gain, own)[own])
     return np.stack(gains, axis=1), group
 
 
-def _gains_of_light(stars: Detections, channels: list[int], geometry: Geometry) -> tuple[np.ndarray, np.ndarray]:
+def _gains_of_light(
+    stars: Detections, channels: list[int], geometry: Geometry, tell: Tell
+) -> tuple[np.ndarray, np.ndarray]:
     """Return the logarithms of gains (n,) from the summed light of channels, mean 0 a group, and the groups."""
     flux, error = stars.light(channels)
     n = len(geometry.centre)
@@ -275,7 +295,8 @@ def _gains_of_light(stars: Detections, channels: list[int], geometry: Geometry) 
     if not point.size:
         return np.zeros(n), group
     sigma = np.hypot(error[good] / flux[good], _FLUX_FLOOR)
-    log_gain = fit_overlaps(sightings, np.log(flux[good]), sigma, planes=False).coefficients[:, 0]
+    fit = fit_overlaps(sightings, np.log(flux[good]), sigma, planes=False, tell=tell)
+    log_gain = fit.coefficients[:, 0]
     return log_gain - _group_means(log_gain, group)[group], group
 
 
@@ -312,10 +333,11 @@ class _Sky:
         self.noise = np.array([m.noise for m in measures])
         self.group = self.sightings.groups(np.isfinite(self.level).any(axis=1))
 
-    def fit(self, gain: np.ndarray, channel: int, *, planes: bool) -> OverlapFit:
+    def fit(self, gain: np.ndarray, channel: int, *, planes: bool, tell: Tell) -> OverlapFit:
         """Return the models that make the sky of one channel agree."""
         value = gain[self.frame] * self.level[:, channel]
-        return fit_overlaps(self.sightings, value, self._sigma(gain, channel)[self.frame], planes=planes)
+        sigma = self._sigma(gain, channel)[self.frame]
+        return fit_overlaps(self.sightings, value, sigma, planes=planes, tell=tell)
 
     def _sigma(self, gain: np.ndarray, channel: int) -> np.ndarray:
         pixels = self.geometry.cell_px * np.sqrt(self.geometry.area_ratio)  # of the frame along a box

@@ -52,6 +52,8 @@ logger = tagged_logger("ZeMosaicWorker.run")
 Execute = Callable[[RunBook, Mapping[str, str]], RunResult]
 Choose = Callable[[list[FrameRecord]], list[FrameRecord]]
 
+_SHARE_OF_MISFITS = 0.5  # of the work of laying out a canvas
+
 
 # ---- a run from its first word to its last ---------------------------------------------------------------
 
@@ -198,17 +200,20 @@ _Layout = tuple[list[FrameRecord], Canvas, int]
 
 def _lay_out(records: list[FrameRecord], settings: RunSettings, book: RunBook) -> _Layout:
     """Return the frames of the mosaic, its canvas and its number of channels."""
+    tell = book.share("canvas")
     records, misfits = drop_misfits(records)
     for item in misfits:
         book.leave_out(item)
     if not records:
         raise PlanError(f"no frame is left for a mosaic: {book.first_reasons()}")
     frames = [(record.header.shape, frame_wcs(record.header)) for record in records]
+    tell(_SHARE_OF_MISFITS)
     canvas = optimal_canvas(frames, orientation=settings.orientation)
     n_channels = max(record.header.n_channels for record in records)
     ny, nx = canvas.shape
     scale = canvas.scale_deg * 3600
     logger.info("canvas %d x %d px, %.3f arcsec/px, %d channel(s)", nx, ny, scale, n_channels)
+    tell(1.0)
     return records, canvas, n_channels
 
 

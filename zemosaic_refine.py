@@ -7,7 +7,6 @@ positions of stars follow the corrected WCS, and coarse levels stay with their c
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -30,7 +29,7 @@ from zemosaic_fits_io import frame_wcs
 from zemosaic_measure import MeasuredFrame
 from zemosaic_pairs import partner_pairs
 from zemosaic_reproject import Canvas, frame_to_canvas, place
-from zemosaic_types import FrameError, LeftOut
+from zemosaic_types import FrameError, LeftOut, Tell, part_of, tell_nobody
 from zemosaic_wcs_correction import corrected_header
 
 #: A frame that overlaps more frames than this is compared with so many of them to see whether it is far off.
@@ -47,6 +46,8 @@ _CENTROID_OF_FWHM, _CENTROID_FLOOR_PX = 0.6, 0.07
 _FAINTEST_SIGNAL_TO_NOISE = 3.0
 _DEFAULT_FWHM_PX = 4.0
 _MOST_NAMED = 4
+# Shares of the work, roughly: frames far off are found, all are aligned, then moved.
+_OFFSETS_FOUND, _ALIGNED = 0.05, 0.3
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,7 @@ def refine_frames(
     canvas: Canvas,
     *,
     method: str,
-    between: Callable[[], None] = lambda: None,
+    tell: Tell = tell_nobody,
 ) -> Refined:
     """Measure how well the frames are aligned, leave out those that are not, and correct the others.
 
@@ -95,8 +96,8 @@ def refine_frames(
         Stays as it is; frames that are moved are placed on it again.
     method : str
         ``"on"`` corrects, ``"auto"`` only where it brings more than noise, ``"off"`` measures only.
-    between : callable
-        Called between the steps, to stop a run that was cancelled.
+    tell : callable
+        Told the share that is done; may end the work.
 
     Raises
     ------
@@ -105,15 +106,16 @@ def refine_frames(
     """
     if method not in ("auto", "on", "off"):
         raise ValueError(f"unknown refine_wcs {method!r}; known: auto, on, off")
+    tell(0.0)
     positions = star_positions(measured)
     offsets = find_offsets(positions, partner_pairs([m.placement for m in measured], MAX_PARTNERS))
-    between()
+    tell(_OFFSETS_FOUND)
     usable = offsets.trusted & ~offsets.wrong
     positions = positions.only(usable[positions.frame])
     shift = np.where(usable[:, None], offsets.shift, 0.0)
-    found = first = align(positions, shift, between=between)
+    found = first = align(positions, shift, tell=part_of(tell, _OFFSETS_FOUND, _ALIGNED))
     if method == "auto" and first.common_gain_px <= MIN_GAIN_PX and 0 < 2 * first.alone.sum() < len(measured):
-        found = align(positions, shift, held=~first.alone, between=between)
+        found = align(positions, shift, held=~first.alone, tell=lambda _: tell(_ALIGNED))
     off = np.maximum(found.moved_px, np.hypot(*offsets.shift.T))
     # A rotation needs the stars that show it.
     surely = offsets.wrong | (found.n_common >= MIN_STARS_SIMILARITY)
@@ -123,6 +125,7 @@ def refine_frames(
     warnings = _contradictions(measured, offsets)
     frames = list(measured)
     for k in np.flatnonzero(chosen):
+        tell(_ALIGNED + (1.0 - _ALIGNED) * k / len(measured))
         try:
             frames[k] = _moved(measured[k], canvas, found, positions, k)
         except FrameError as error:

@@ -11,11 +11,20 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 
-from zemosaic_events import CancelToken, Emitter, FrameLeftOut, Message, PhaseProgress, TileFailed, tagged_logger
+from zemosaic_events import (
+    PERCENT,
+    CancelToken,
+    Emitter,
+    FrameLeftOut,
+    Message,
+    PhaseProgress,
+    TileFailed,
+    tagged_logger,
+)
 from zemosaic_flat_frames import InstrumentFlat
 from zemosaic_outputs import LedgerRow, ProductPaths, RunSummary
 from zemosaic_reproject import Canvas
-from zemosaic_types import FrameRecord, LeftOut, OutputError, RunResult, TileFailure
+from zemosaic_types import FrameRecord, LeftOut, OutputError, RunResult, Tell, TileFailure
 
 logger = tagged_logger("ZeMosaicWorker.run")
 
@@ -132,6 +141,24 @@ class RunBook:
     def progress(self, phase: str, *, unit: str = "frame") -> Callable[[int, int], None]:
         """Return a function of (done, total) that tells the progress of a phase."""
         return lambda done, total: self.emit(PhaseProgress(phase, done, total, unit))
+
+    def share(self, phase: str) -> Tell:
+        """Return what tells the progress of a phase whose work is counted by its share, and ends it when asked to.
+
+        The progress never goes back, whatever is told.
+        """
+        told = -1
+
+        def tell(share: float) -> None:
+            nonlocal told
+            self.cancel.check()
+            percent = int(100.0 * share)
+            if percent > told:
+                told = percent
+                self.emit(PhaseProgress(phase, percent, 100, PERCENT))
+
+        tell(0.0)
+        return tell
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:

@@ -6,8 +6,22 @@ module, and every worker process, can import it for free.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+
+#: Is told between the steps of a long piece of work which share of it is done, 0 to 1; it may end the work by
+#: raising `RunCancelled`.
+Tell = Callable[[float], None]
+
+
+def tell_nobody(share: float) -> None:
+    """Hear nothing: the `Tell` of work that nobody watches."""
+
+
+def part_of(tell: Tell, first: float, last: float) -> Tell:
+    """Return what a part of the work tells, which goes from the share `first` to the share `last` of the whole."""
+    return lambda share: tell(first + (last - first) * share)
 
 
 class ZeMosaicError(Exception):

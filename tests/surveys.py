@@ -18,6 +18,9 @@ from zemosaic_truth import score_mosaic
 TWO_WORKERS = GridSettings(workers=2, overwrite=True)
 CLASSIC = ClassicSettings(workers=2, overwrite=True)
 
+#: Those whose progress a run of Grid mode tells, frames having a WCS.
+GRID_PHASES = ["headers", "canvas", "measure", "refine", "flat", "match", "stack", "assemble"]
+
 
 class Run:
     """A finished run of Grid mode: its events, products and ledger."""

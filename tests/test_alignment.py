@@ -104,7 +104,7 @@ def test_the_solution_is_that_of_a_dense_least_squares_with_all_unknowns():
     system = _System.of(positions, star)
     rng = np.random.default_rng(1)
     weight, prior = rng.uniform(1.0, 100.0, system.frame.size), rng.uniform(0.5, 2.0, 9)
-    solved = _solve(system, weight, prior, np.zeros((9, 4)), 1e-12)
+    solved = _solve(system, weight, prior, np.zeros((9, 4)), 1e-12, lambda: None)
     expected = dense_solution(system, weight, prior)
     assert np.abs(expected).max() > 0.5
     np.testing.assert_allclose(solved, expected, rtol=0, atol=1e-7)
@@ -119,7 +119,7 @@ def test_frames_with_few_stars_enter_the_dense_solution_with_a_shift_only():
     system = _System.of(positions, star)
     assert system.free.tolist() == [[True] * 4, [True] * 4, [True, True, False, False], [True] * 4]
     weight, prior = np.full(system.frame.size, 50.0), np.ones(4)
-    solved = _solve(system, weight, prior, np.zeros((4, 4)), 1e-12)
+    solved = _solve(system, weight, prior, np.zeros((4, 4)), 1e-12, lambda: None)
     np.testing.assert_allclose(solved, dense_solution(system, weight, prior), rtol=0, atol=1e-7)
 
 

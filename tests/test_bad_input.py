@@ -21,7 +21,7 @@ from scipy.ndimage import binary_dilation, binary_erosion
 
 from classic_mode import ClassicSettings, run_classic
 from grid_mode import GridSettings, run_grid_mode
-from surveys import Run, survey_in
+from surveys import GRID_PHASES, Run, survey_in
 from zemosaic_events import (
     CancelToken,
     FinishReason,
@@ -833,7 +833,7 @@ def test_what_a_killed_run_had_half_written_is_cleared_away(bereaved):
 # ---- cancelling ------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("phase", ["headers", "measure", "stack", "assemble"])
+@pytest.mark.parametrize("phase", GRID_PHASES)
 def test_a_cancelled_run_stops_and_leaves_nothing_behind(frames, tmp_path, phase):
     cancel = CancelToken()
     settings = replace(ONE_WORKER, workers=2 if phase == "stack" else 1, size_factor=3.0)

@@ -11,7 +11,7 @@ from astropy.io import fits
 from astropy.wcs import WCS
 
 from grid_mode import GridSettings, run_grid_mode
-from surveys import TWO_WORKERS, Run, shuffled_copy, survey_in
+from surveys import GRID_PHASES, TWO_WORKERS, Run, shuffled_copy, survey_in
 from zemosaic_events import (
     FinishReason,
     PhaseProgress,
@@ -201,7 +201,7 @@ def test_events_tell_the_run_and_end_once(colour):
     assert [e.reason for e in finished] == [FinishReason.COMPLETE]
     assert run.events[-1] is finished[0]
     phases = [e.phase for e in run.events if isinstance(e, PhaseProgress)]
-    assert list(dict.fromkeys(phases)) == ["headers", "measure", "stack", "assemble"]
+    assert list(dict.fromkeys(phases)) == GRID_PHASES
     last = {e.phase: e for e in run.events if isinstance(e, PhaseProgress)}
     assert all(e.done == e.total for e in last.values())
     assert len([e for e in run.events if isinstance(e, TileDone)]) == last["stack"].total

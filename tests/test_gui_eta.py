@@ -4,10 +4,9 @@ import random
 
 import pytest
 
+from surveys import GRID_PHASES as PHASES
 from zemosaic_events import PhaseProgress
 from zemosaic_gui_eta import RunClock
-
-PHASES = ("headers", "measure", "stack", "assemble")
 
 
 def run_at(speed, expected_s=None):
@@ -43,7 +42,7 @@ def test_what_is_left_never_grows_unless_it_is_said(seed):
 
 
 def test_an_even_run_ends_within_what_was_said_of_it():
-    shares = {"headers": 4, "measure": 30, "stack": 48, "assemble": 7}
+    shares = dict(zip(PHASES, (4, 1, 28, 2, 1, 3, 43, 7), strict=True))
     history = [(now, clock.fraction, outlook) for now, clock, outlook in run_at(lambda p, _: shares[p] / 10)]
     end = history[-1][0]
     said = [(end - now, outlook) for now, fraction, outlook in history if fraction > 0.3]
