@@ -20,6 +20,7 @@ FLOORS = [
         "zemosaic_cards",
         "zemosaic_temp_files",
         "zemosaic_fits_checksums",
+        "zemosaic_interpreter",
     },
     {
         "parallel_utils",
@@ -91,6 +92,7 @@ FLOORS = [
     {
         "zemosaic_gui_form",
         "zemosaic_gui_frames",
+        "zemosaic_gui_helper",
         "zemosaic_gui_log",
         "zemosaic_gui_parts",
         "zemosaic_gui_skymap",
