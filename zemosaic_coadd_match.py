@@ -14,7 +14,7 @@ from functools import partial
 
 import numpy as np
 
-from zemosaic_detections import Detections
+from zemosaic_detections import STAR_COLUMNS, Detections
 from zemosaic_photometry import (
     MIN_SIGNAL_TO_NOISE,
     FrameMeasure,
@@ -121,8 +121,7 @@ def _half(measure: FrameMeasure, cell_px: int, parity: int) -> FrameMeasure:
 
 
 def _with_stars(measure: FrameMeasure, chosen: np.ndarray) -> FrameMeasure:
-    names = ("star_x", "star_y", "frame_x", "frame_y", "flux", "flux_error")
-    return replace(measure, **{name: getattr(measure, name)[chosen] for name in names})
+    return replace(measure, **{name: getattr(measure, name)[chosen] for name in STAR_COLUMNS})
 
 
 def _without_stars(measure: FrameMeasure) -> FrameMeasure:

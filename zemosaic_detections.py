@@ -19,6 +19,9 @@ from scipy.spatial import cKDTree
 #: Two detections closer than this on the canvas are one star, once positions are settled.
 MATCH_RADIUS_PX = 2.0
 
+#: The columns of a `StarMeasure`.
+STAR_COLUMNS = ("star_x", "star_y", "frame_x", "frame_y", "flux", "flux_error")
+
 _MERGE_SHARE = 0.1
 
 
@@ -64,8 +67,7 @@ class Detections:
     def of(cls, measures: Sequence[StarMeasure], most: int | None = None) -> Detections:
         """Return the detections of measured frames, or the first `most` of each; their stars have no numbers."""
         frame = np.repeat(np.arange(len(measures)), [m.star_x[:most].size for m in measures])
-        names = ("star_x", "star_y", "frame_x", "frame_y", "flux", "flux_error")
-        columns = (np.concatenate([getattr(m, name)[:most] for m in measures]) for name in names)
+        columns = (np.concatenate([getattr(m, name)[:most] for m in measures]) for name in STAR_COLUMNS)
         return cls(frame, np.full(frame.size, -1), *columns)
 
     @property

@@ -14,7 +14,7 @@ import shapely
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components, minimum_spanning_tree
 
-from zemosaic_reproject import Placement
+from zemosaic_reproject import Placement, footprints
 
 # A box is so many short sides of its frames: frames of one box overlap, however they are turned.
 _BOX_SHORT_SIDES = 0.7
@@ -41,7 +41,7 @@ def partner_pairs(placements: list[Placement], most: int) -> np.ndarray:
     """
     if len(placements) < 2:
         return np.empty((0, 2), dtype=np.int64)
-    polygons = _polygons(placements)
+    polygons = footprints(placements)
     pairs = _tied_together(_candidates(polygons, most), polygons)
     return thin_pairs(pairs, _centres(polygons), most)
 
@@ -152,10 +152,6 @@ def _sorted_pairs(one: np.ndarray, other: np.ndarray) -> np.ndarray:
     """Return pairs of different frames, the smaller index first, each once, sorted."""
     pairs = np.column_stack([np.minimum(one, other), np.maximum(one, other)])
     return np.unique(pairs[pairs[:, 0] < pairs[:, 1]], axis=0)
-
-
-def _polygons(placements: list[Placement]) -> np.ndarray:
-    return np.array([shapely.Polygon(placement.polygon) for placement in placements], dtype=object)
 
 
 def _centres(polygons: np.ndarray) -> np.ndarray:

@@ -18,6 +18,8 @@ from scipy.sparse import coo_array, csr_array
 from scipy.spatial import KDTree
 from scipy.special import betainc
 
+from zemosaic_sphere import place_deg, unit_vectors
+
 #: So many of a frame's stars, the brightest, are its pattern; with fewer than so many it has none.
 MOST_STARS, FEWEST_STARS = 150, 6
 #: The probability that stars of two skies coincide as well by chance, above which they are no match.
@@ -385,6 +387,4 @@ def tan_wcs(crval_deg: tuple[float, float], matrix: np.ndarray, shape: tuple[int
 
 
 def _mean_direction(sky_deg: np.ndarray) -> tuple[float, float]:
-    ra, dec = np.deg2rad(sky_deg).T
-    x, y, z = (np.cos(dec) * np.cos(ra)).sum(), (np.cos(dec) * np.sin(ra)).sum(), np.sin(dec).sum()
-    return float(np.rad2deg(np.arctan2(y, x)) % 360.0), float(np.rad2deg(np.arctan2(z, np.hypot(x, y))))
+    return place_deg(np.array([axis.sum() for axis in unit_vectors(sky_deg).T]))

@@ -17,6 +17,7 @@ FLOORS = [
         "zemosaic_events",
         "zemosaic_config",
         "zemosaic_plain_image",
+        "zemosaic_sphere",
         "zemosaic_cards",
         "zemosaic_temp_files",
         "zemosaic_fits_checksums",
