@@ -23,7 +23,7 @@ from scipy.sparse import bmat, csr_matrix
 from scipy.sparse.csgraph import connected_components
 
 from zemosaic_detections import Detections
-from zemosaic_types import FlatModel, Rect, Tell, part_of, tell_nobody
+from zemosaic_types import MAD_TO_SIGMA, FlatModel, Rect, Tell, part_of, tell_nobody
 
 #: Total degree of the logarithm of the pattern.
 DEGREE = 4
@@ -45,7 +45,6 @@ _DARKEST = 0.3  # a pattern below this is no vignetting
 _FLUX_FLOOR = 0.01  # relative: crowding, undersampling
 _STAR_FREEDOM = 4.0
 _HUBER = 1.5
-_MAD_TO_SIGMA = 1.482602218505602
 _ROUNDS = 8
 _SKY_ROUNDS = 5
 _MIN_CELLS = 12
@@ -280,7 +279,7 @@ def _solve_channel(one: Detections, n_frames: int, shape: tuple[int, int], tell:
         pull = rest[:, 1:].T @ (weight * rest[:, 0])
         before, terms = terms, np.linalg.lstsq(normal, pull, rcond=1e-12)[0]
         standard = (rest[:, 0] - rest[:, 1:] @ terms) * np.sqrt(base)
-        scale = _MAD_TO_SIGMA * float(np.median(np.abs(standard))) * np.sqrt(m / free)
+        scale = MAD_TO_SIGMA * float(np.median(np.abs(standard))) * np.sqrt(m / free)
         if scale == 0.0 or (before is not None and np.abs(rest[:, 1:] @ (terms - before)).max() < 1e-6):
             break
         base = given / np.maximum(1.0, _own_scatter(standard * np.sqrt(given / base) / scale, number))
@@ -478,7 +477,7 @@ def _sky_equations(
         total, towards = np.zeros((q + 1, q + 1)), np.zeros(q + 1)
         for pair in pairs:
             y, design = pair.difference(amplitudes, pedestal, c)
-            spread = max(_MAD_TO_SIGMA * float(np.median(np.abs(y))), 1e-9)
+            spread = max(MAD_TO_SIGMA * float(np.median(np.abs(y))), 1e-9)
             weight = np.minimum(1.0, _HUBER * spread / np.maximum(np.abs(y), 1e-12)) / spread**2
             weighted = design.T * weight
             total += weighted @ design

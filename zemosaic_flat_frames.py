@@ -190,7 +190,7 @@ def _detections(frames: list[MeasuredFrame]) -> Detections:
 
 def _shared_skies(frames: list[MeasuredFrame]) -> Iterator[SharedSky]:
     """Yield the levels of boxes that pairs of frames share."""
-    centres = np.array([np.mean(m.placement.polygon, axis=0) for m in frames])
+    centres = np.array([m.placement.centre for m in frames])
     chosen = _some_frames(centres)
     pairs = chosen[partner_pairs([frames[k].placement for k in chosen], _PARTNERS)]
     c = _own_channels(frames[0])

@@ -26,7 +26,7 @@ from scipy.sparse.linalg import LinearOperator, cg, splu
 
 from zemosaic_events import tagged_logger
 from zemosaic_overlap_kernels import frame_sums, modelled, normal_product, own_blocks, point_sums
-from zemosaic_types import Tell, tell_nobody
+from zemosaic_types import MAD_TO_SIGMA, Tell, tell_nobody
 
 logger = tagged_logger("ZeMosaicWorker.match")
 
@@ -41,7 +41,6 @@ _CG_TOLERANCE = 1e-8
 _CG_ROUNDS = 2000
 _ROUNDING = 1e-13
 _COARSE_FLOOR = 1e-9
-_MAD_TO_SIGMA = 1.482602218505602
 _TRACE = 1e-12
 _SHARED = 1e-9  # share of a point's weight that others must have before it counts as seen by several
 
@@ -180,7 +179,7 @@ class _Fit:
         self._settle()
         if self.theta.shape[1] > 1:
             # Of the slopes and of what is not known of them: a spread near their errors would shrink to nothing.
-            slope = _MAD_TO_SIGMA * float(np.median(np.abs(self.theta[:, 1:])))
+            slope = MAD_TO_SIGMA * float(np.median(np.abs(self.theta[:, 1:])))
             error = np.median(np.diagonal(self.inverse, axis1=1, axis2=2)[:, 1:])
             self.spread = max(float(np.hypot(slope, np.sqrt(error))), _LEAST_SPREAD * self.typical)
         return float(np.abs(self.theta - before).max(initial=0.0) / (self.scale * self.typical))
@@ -227,7 +226,7 @@ class _Fit:
         # A sighting takes part in the truth it is compared with, which makes its residual smaller.
         self.pull = self.residual / (self.sigma * np.sqrt(np.where(shared, others, 1.0)))
         usual = np.median(np.abs(self.pull[shared])) if shared.any() else 0.0
-        self.scale = max(1.0, _MAD_TO_SIGMA * float(usual))
+        self.scale = max(1.0, MAD_TO_SIGMA * float(usual))
 
     def _product(self, theta: np.ndarray) -> np.ndarray:
         """Return the normal matrix times coefficients (n, p)."""

@@ -19,7 +19,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 from zemosaic_cameras import Cameras, common_scale
 from zemosaic_detections import Detections
 from zemosaic_overlap_fit import OverlapFit, Sightings, fit_overlaps
-from zemosaic_types import Tell, part_of, tell_nobody
+from zemosaic_types import MAD_TO_SIGMA, Tell, part_of, tell_nobody
 
 #: A frame's gain needs this many stars that other frames show too.
 MIN_COMMON_STARS = 3
@@ -33,7 +33,6 @@ _FLUX_FLOOR = 0.01  # relative; flat field, crowding and undersampling of even t
 _LEVEL_FLOOR = 0.01  # of a pixel's noise; what the median of a box owes to its stars
 _LEVEL_NOISE = 2.0  # noise of a box's median, in noise of a pixel over the side of the box; behind colour filters
 _ROUNDS = 50
-_MAD_TO_SIGMA = 1.482602218505602
 _MIN_PLANE_CELLS = 12
 _MOST_PLANE_CELLS = 20_000
 _LARGER = 2.0  # since neighbouring blocks of a nebula are alike after all
@@ -88,7 +87,7 @@ class FrameMeasure:
 class Placed(Protocol):
     """What `Geometry.of` asks of a `zemosaic_reproject.Placement`."""
 
-    polygon: tuple[tuple[float, float], ...]
+    centre: np.ndarray
     area_ratio: float
 
 
@@ -113,8 +112,7 @@ class Geometry:
     @classmethod
     def of(cls, placements: Sequence[Placed], cell_px: int) -> Geometry:
         """Return the geometry of frames from where they lie on the canvas."""
-        centre = np.array([np.mean(p.polygon, axis=0) for p in placements])
-        return cls(centre, np.array([p.area_ratio for p in placements]), cell_px)
+        return cls(np.array([p.centre for p in placements]), np.array([p.area_ratio for p in placements]), cell_px)
 
 
 @dataclass(frozen=True)
@@ -428,7 +426,7 @@ def tilt_of_sky(place: np.ndarray, level: np.ndarray) -> tuple[np.ndarray, np.nd
 def _mean_slope(slopes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return the mean of slopes (n, 2) that do not stand out, and its error; infinite for fewer than two."""
     middle = np.median(slopes, axis=0)
-    scatter = _MAD_TO_SIGMA * np.median(np.abs(slopes - middle), axis=0)
+    scatter = MAD_TO_SIGMA * np.median(np.abs(slopes - middle), axis=0)
     usual = (np.abs(slopes - middle) <= 3.0 * scatter).all(axis=1)
     if usual.sum() < 2:
         return np.zeros(2), np.full(2, np.inf)
@@ -459,7 +457,7 @@ def sky_plane(place: np.ndarray, level: np.ndarray) -> np.ndarray:
         solution = np.linalg.lstsq(design * root[:, None], level * root, rcond=1e-9)[0]
         distance = level - design @ solution
         below = distance[distance < 0]
-        scatter = max(_MAD_TO_SIGMA * float(np.median(-below)) if below.size else 0.0, 1e-12)
+        scatter = max(MAD_TO_SIGMA * float(np.median(-below)) if below.size else 0.0, 1e-12)
         pull = np.abs(distance) / (_NEBULA_SIGMA * scatter)
         weight = 1.0 / (1.0 + pull**4)
         if np.abs(solution - before).max() < 1e-3 * scatter:

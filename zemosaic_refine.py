@@ -158,7 +158,7 @@ def star_positions(measured: list[MeasuredFrame]) -> Positions:
         x=stars.x,
         y=stars.y,
         sigma=scale[stars.frame] * _centroid_errors(stars, fwhm),
-        centre=np.array([np.mean(m.placement.polygon, axis=0) for m in measured]),
+        centre=np.array([m.placement.centre for m in measured]),
         radius=scale * diagonal / np.sqrt(12.0),
     )
     return positions.only(np.isfinite(positions.x) & np.isfinite(positions.y))

@@ -118,6 +118,11 @@ class Placement:
     area_ratio: float
     polygon: tuple[tuple[float, float], ...]
 
+    @property
+    def centre(self) -> np.ndarray:
+        """Return the middle of the outline, (x, y)."""
+        return np.mean(self.polygon, axis=0)
+
 
 def footprints(placements: Sequence[Placement]) -> np.ndarray:
     """Return the outlines of frames as an array (n,) of shapely polygons."""
