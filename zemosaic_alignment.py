@@ -18,12 +18,12 @@ from functools import partial
 
 import numpy as np
 from scipy.sparse import coo_matrix, diags_array
-from scipy.sparse.csgraph import connected_components
 from scipy.sparse.linalg import cg
 from scipy.spatial.distance import cdist
 
 import zemosaic_alignment_kernels as kernels
 from zemosaic_detections import cluster_stars, renumbered
+from zemosaic_links import linked_groups, members_of
 from zemosaic_types import Tell, part_of, tell_nobody
 
 #: Offsets are searched up to this distance along an axis, px of the canvas.
@@ -202,9 +202,7 @@ def find_offsets(positions: Positions, pairs: np.ndarray) -> Offsets:
     clear = (votes >= _MIN_VOTES) & (votes > chance + 5.0 * np.sqrt(chance) + 3.0)
     edges = pairs[clear]
     shift = _solve_shifts(n, edges, found[clear, :2], votes[clear])
-    graph = coo_matrix((np.ones(len(edges)), (edges[:, 0], edges[:, 1])), shape=(n, n))
-    group = connected_components(graph, directed=False)[1]
-    shift, undecided = _settle_groups(shift, group)
+    shift, undecided = _settle_groups(shift, linked_groups(edges, n))
     near = np.hypot(*shift.T) <= MAX_CORRECTION_PX
     witnesses = np.bincount(edges[near[edges[:, 1]], 0], minlength=n)
     witnesses += np.bincount(edges[near[edges[:, 0]], 1], minlength=n)
@@ -253,8 +251,7 @@ def _solve_shifts(n: int, edges: np.ndarray, offset: np.ndarray, votes: np.ndarr
 def _settle_groups(shift: np.ndarray, group: np.ndarray) -> tuple[np.ndarray, tuple]:
     """Put each group where most of its frames need no shift; return also the groups where no place has most."""
     settled, undecided = np.zeros_like(shift), []
-    order = np.argsort(group, kind="stable")
-    for members in np.split(order, np.flatnonzero(np.diff(group[order])) + 1):
+    for members in members_of(group):
         if members.size == 1:
             continue
         place = _place_of_most(shift[members])

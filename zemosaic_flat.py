@@ -19,10 +19,10 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy.linalg import block_diag, eigh
-from scipy.sparse import bmat, csr_matrix
-from scipy.sparse.csgraph import connected_components
+from scipy.sparse import csr_matrix
 
 from zemosaic_detections import Detections
+from zemosaic_links import tied_groups
 from zemosaic_types import MAD_TO_SIGMA, FlatModel, Rect, Tell, part_of, tell_nobody
 
 #: Total degree of the logarithm of the pattern.
@@ -268,7 +268,7 @@ def _solve_channel(one: Detections, n_frames: int, shape: tuple[int, int], tell:
     columns[:, 0] -= columns[:, 0].mean()
     given = base = 1.0 / (np.square(one.error / one.flux) + _FLUX_FLOOR**2)
     number = np.unique(one.star, return_inverse=True)[1]
-    group = _tied_frames(one.frame, number, n_frames)
+    group = tied_groups(one.frame, number, n_frames)
     ties = np.unique(group[one.frame]).size
     free = max(1, m - (number.max() + 1) - (np.unique(one.frame).size - ties) - k)
     weight, terms, scale = base, None, 1.0
@@ -301,11 +301,6 @@ def _influence(standard: np.ndarray, scale: float) -> float:
     inside = np.abs(standard) <= _HUBER * scale
     psi = np.clip(standard, -_HUBER * scale, _HUBER * scale)
     return float(np.sqrt(np.mean(psi**2)) / max(0.1, inside.mean()))
-
-
-def _tied_frames(frame: np.ndarray, star: np.ndarray, n_frames: int) -> np.ndarray:
-    seen = csr_matrix((np.ones(frame.size), (frame, star)), shape=(n_frames, star.max() + 1))
-    return connected_components(bmat([[None, seen], [seen.T, None]]), directed=False)[1][:n_frames]
 
 
 def _without_effects(

@@ -14,9 +14,10 @@ from dataclasses import dataclass
 
 import numpy as np
 from scipy.sparse import coo_matrix
-from scipy.sparse.csgraph import connected_components, minimum_spanning_tree
+from scipy.sparse.csgraph import minimum_spanning_tree
 from scipy.spatial import cKDTree
 
+from zemosaic_links import linked_groups, members_of
 from zemosaic_sphere import chord_angle_deg, normalised, north_east, places_deg, unit_vectors
 
 #: A frame turned by this angle covers the same field.
@@ -113,7 +114,7 @@ def group_pointings(
     threshold, radius = rules.threshold_deg, rules.radius_deg
     if rules.target:
         threshold, radius = threshold_for(length_deg, len(points), rules.target), np.inf
-    linked = _components(pairs[length_deg <= threshold], len(points))
+    linked = linked_groups(pairs[length_deg <= threshold], len(points))
     piece, cut = _cut_chains(points, count, linked, radius)
     order = np.argsort(spot, kind="stable")
     number, angle, turned = piece[spot], None, np.zeros(cut.size, dtype=bool)
@@ -188,7 +189,7 @@ def spanning_tree(points: np.ndarray) -> np.ndarray:
         order = np.lexsort((away, label))
         nearest = order[np.flatnonzero(np.diff(label[order], prepend=-1))]
         edges.append(np.column_stack([nearest, stranger[nearest]]))
-        label = _components(label[edges[-1]], label.max() + 1)[label]
+        label = linked_groups(label[edges[-1]], label.max() + 1)[label]
     return _without_cycles(np.unique(np.sort(np.concatenate(edges), axis=1), axis=0), points)
 
 
@@ -230,11 +231,6 @@ def _without_cycles(edges: np.ndarray, points: np.ndarray) -> np.ndarray:
     return np.column_stack(minimum_spanning_tree(graph).nonzero())
 
 
-def _components(pairs: np.ndarray, n: int) -> np.ndarray:
-    graph = coo_matrix((np.ones(len(pairs)), tuple(pairs.T)), shape=(n, n))
-    return connected_components(graph, directed=False)[1]
-
-
 def threshold_for(length_deg: np.ndarray, n_points: int, target: int) -> float:
     """Return the threshold that leaves the number of groups nearest to a target.
 
@@ -264,7 +260,7 @@ def _cut_chains(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return the piece of each point (n,) and whether a piece was cut from a wider group."""
     piece, cut = np.empty(len(points), dtype=int), []
-    for members in _members(linked, np.arange(len(points))):
+    for members in members_of(linked):
         parts = list(_pieces(members, lambda part: _halves(points[part], count[part], radius_deg)))
         for part in parts:
             piece[part] = len(cut)
@@ -312,7 +308,7 @@ def _split_turned(
     """Return the group of each frame (n,), and middle angle and former group of each group (g,)."""
     centre = _means(sky, number, order)
     split, angle, parent = np.empty_like(number), [], []
-    for members in _members(number, order):
+    for members in members_of(number, order):
         turn = _angles_at(centre[number[members[0]]], sky[members], direction[members])
         for part, middle in _turns(turn, split_deg):
             split[members[part]] = len(parent)
@@ -369,12 +365,6 @@ def position_angle_deg(start_deg: np.ndarray, end_deg: np.ndarray) -> np.ndarray
 
 
 # ---- the numbers ------------------------------------------------------------------------------------------
-
-
-def _members(number: np.ndarray, order: np.ndarray) -> list[np.ndarray]:
-    """Return the members of each group, in the given order of all."""
-    sorted_ = order[np.argsort(number[order], kind="stable")]
-    return np.split(sorted_, np.flatnonzero(np.diff(number[sorted_])) + 1)
 
 
 def _by_first_frame(number: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

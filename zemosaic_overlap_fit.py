@@ -21,10 +21,10 @@ from functools import partial
 
 import numpy as np
 from scipy.sparse import bsr_matrix, coo_matrix, csr_matrix, diags_array, eye_array
-from scipy.sparse.csgraph import connected_components
 from scipy.sparse.linalg import LinearOperator, cg, splu
 
 from zemosaic_events import tagged_logger
+from zemosaic_links import tied_groups
 from zemosaic_overlap_kernels import frame_sums, modelled, normal_product, own_blocks, point_sums
 from zemosaic_types import MAD_TO_SIGMA, Tell, tell_nobody
 
@@ -78,11 +78,7 @@ class Sightings:
 
     def groups(self, used: np.ndarray) -> np.ndarray:
         """Number the groups of frames that common points tie to each other, by the sightings that are `used`."""
-        frame, point = self.frame[used], self.point[used]
-        n = self.n_frames + len(self.place)
-        graph = csr_matrix((np.ones(frame.size, np.int8), (frame, self.n_frames + point)), shape=(n, n))
-        label = connected_components(graph, directed=False)[1][: self.n_frames]
-        return np.unique(label, return_inverse=True)[1]
+        return tied_groups(self.frame[used], self.point[used], self.n_frames)
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 
 from zemosaic_cameras import Cameras, common_scale
 from zemosaic_detections import Detections
+from zemosaic_links import members_of
 from zemosaic_overlap_fit import OverlapFit, Sightings, fit_overlaps
 from zemosaic_types import MAD_TO_SIGMA, Tell, part_of, tell_nobody
 
@@ -374,7 +375,7 @@ class _Sky:
         group = self.sightings.groups(np.isfinite(self.level[:, channel]))  # one colour may tie fewer frames
         if fit.coefficients.shape[1] > 1:
             slope = fit.coefficients[:, 1:].copy()
-            for members in _members(group):
+            for members in members_of(group):
                 tilt = self._common_tilt(fit, members)
                 slope[members] -= tilt
                 offset[members] -= self.geometry.centre[members] @ tilt
@@ -463,12 +464,6 @@ def sky_plane(place: np.ndarray, level: np.ndarray) -> np.ndarray:
         if np.abs(solution - before).max() < 1e-3 * scatter:
             break
     return solution[1:] / length
-
-
-def _members(group: np.ndarray) -> list[np.ndarray]:
-    """Return the indices of the members of each group."""
-    order = np.argsort(group, kind="stable")
-    return np.split(order, np.flatnonzero(np.diff(group[order])) + 1)
 
 
 def _group_means(values: np.ndarray, group: np.ndarray) -> np.ndarray:

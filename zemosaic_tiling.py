@@ -10,10 +10,9 @@ import math
 
 import numpy as np
 import shapely
-from scipy.sparse import coo_matrix
-from scipy.sparse.csgraph import connected_components
 from scipy.spatial import cKDTree
 
+from zemosaic_links import linked_groups
 from zemosaic_reproject import Placement, footprints
 from zemosaic_sphere import chord_angle_deg, unit_vectors
 from zemosaic_types import Rect
@@ -81,8 +80,7 @@ def separate_isolated(centres_deg: np.ndarray, diagonals_deg: np.ndarray) -> tup
     pairs = cKDTree(points).query_pairs(_chord(float(reach.max())), output_type="ndarray")
     separation = np.linalg.norm(points[pairs[:, 0]] - points[pairs[:, 1]], axis=1)
     pairs = pairs[separation < _chord(np.maximum(reach[pairs[:, 0]], reach[pairs[:, 1]]))]
-    graph = coo_matrix((np.ones(len(pairs)), (pairs[:, 0], pairs[:, 1])), shape=(len(points),) * 2)
-    group = connected_components(graph, directed=False)[1]
+    group = linked_groups(pairs, len(points))
     inside = group == np.argmax(np.bincount(group))
     chord, _ = cKDTree(points[inside]).query(points)
     return inside, chord_angle_deg(chord)

@@ -16,6 +16,7 @@ FLOORS = [
     {
         "zemosaic_events",
         "zemosaic_config",
+        "zemosaic_links",
         "zemosaic_plain_image",
         "zemosaic_sphere",
         "zemosaic_cards",
