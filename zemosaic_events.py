@@ -200,6 +200,9 @@ class SurveyDone:
     n_channels : int
         Planes of the mosaic: 1 or 3.
     tiles : tuple of PlannedTile
+        Of Classic its master tiles.
+    pipeline : str
+        Which would run: ``"grid"`` or ``"classic"``.
     workers : int
         Processes that a run would use on this machine now.
     cpu_s, wall_s : tuple of float
@@ -219,6 +222,7 @@ class SurveyDone:
     scale_arcsec: float = 0.0
     n_channels: int = 1
     tiles: tuple[PlannedTile, ...] = ()
+    pipeline: str = "grid"
     workers: int = 1
     cpu_s: tuple[float, float] = (0.0, 0.0)
     wall_s: tuple[float, float] = (0.0, 0.0)

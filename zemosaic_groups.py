@@ -14,12 +14,13 @@ from pathlib import Path
 from typing import NoReturn
 
 import numpy as np
+from astropy.wcs import WCS
 
 from zemosaic_config import Config
 from zemosaic_fits_io import frame_wcs
 from zemosaic_fits_products import write_text
 from zemosaic_grouping import Grouping, GroupRules, group_pointings, position_angle_deg
-from zemosaic_reproject import centre_icrs, pixel_scale_deg
+from zemosaic_reproject import Canvas, Placement, canvas_around, centre_icrs, pixel_scale_deg, place
 from zemosaic_sphere import mean_place
 from zemosaic_types import FrameError, FrameRecord, LeftOut, PlanError
 
@@ -116,6 +117,28 @@ class GroupPlan:
             for record in records
             if record.frame_id in self.ungrouped
         ]
+
+
+def canvas_of_group(
+    frames: list[tuple[tuple[int, int], WCS]], group: Group, mosaic: Canvas
+) -> tuple[Canvas, Placement]:
+    """Return the canvas of the master tile of a group, and how it lies on the mosaic's.
+
+    Parameters
+    ----------
+    frames : list of (shape, WCS)
+        Of the group.
+    group : Group
+    mosaic : Canvas
+        Whose pixel scale and orientation the tile has.
+
+    Raises
+    ------
+    FrameError
+        If the frames cannot be one tile.
+    """
+    canvas = canvas_around(frames, group.centre_deg, mosaic.scale_deg, mosaic.angle_deg)
+    return canvas, place(canvas.wcs(), canvas.shape, mosaic)
 
 
 # ---- finding groups -------------------------------------------------------------------------------------

@@ -158,7 +158,8 @@ class Summary(Card):
             return
         ny, nx = done.shape
         self._say("canvas", tr("found.canvas", nx=nx, ny=ny, scale=f"{done.scale_arcsec:.2f}"))
-        self._say("tiles", tr("found.tiles", n=len(done.tiles)))
+        kind = "tiles" if done.pipeline == "grid" else "masters"
+        self._say("tiles", tr(f"found.{kind}", n=len(done.tiles)))
         self._say("time", duration_range(*done.wall_s))
         self._say("memory", bytes_range(*done.memory_bytes))
         free = tr("found.free", free=bytes_text(done.free_bytes))

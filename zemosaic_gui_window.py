@@ -33,14 +33,24 @@ from zemosaic_gui_run import RunPage
 from zemosaic_gui_settings import Settings
 from zemosaic_gui_text import language, languages, set_language, tr
 from zemosaic_gui_theme import THEMES, FollowsLanguage, apply_theme
-from zemosaic_types import ConfigError, PlanError, ProductExistsError, RunResult, ZeMosaicError
+from zemosaic_types import ConfigError, PlanError, ProductExistsError, RunResult, ZeMosaicError, mosaic_stem
 from zemosaic_worker import PIPELINES, RunRequest, choose_pipeline, find_pipeline, title_of
 
 STEPS = ("input", "mosaic", "run", "result")
 _SIZE = (1240, 800)
 #: Options that change what a survey says.
 _SURVEY_KEYS = {
+    "align_by_stars",
+    "astap_data_dir",
+    "astap_path",
+    "astrometry_local_path",
     "canvas_orientation",
+    "cluster_by_filter",
+    "cluster_by_instrument",
+    "cluster_orientation_split_deg",
+    "cluster_panel_threshold",
+    "cluster_target_groups",
+    "grid_mode_enabled",
     "grid_size_factor",
     "grid_overlap_px",
     "grid_chunk_ram_mb",
@@ -306,8 +316,7 @@ class MainWindow(FollowsLanguage, QMainWindow):
         if self._has_result():
             return
         trouble = self._trouble()
-        in_grid = not trouble and self._choose()[0] == "grid"  # the master tiles of Classic are not known yet
-        tiles = found.done.tiles if found.done and in_grid else ()
+        tiles = found.done.tiles if found.done else ()
         self.run_page.show_frames(found.frames.values(), tiles, excluded)
         facts = [tr("found.frames", n=len(found.usable(excluded)))]
         if not trouble:
@@ -323,14 +332,14 @@ class MainWindow(FollowsLanguage, QMainWindow):
         if self.run.running or self._trouble():
             return
         output = Path(self.settings.value("output_dir"))
-        if not overwrite and any(output.glob("mosaic*.fits")):
+        name, reason = self._choose()
+        if not overwrite and (output / f"{mosaic_stem(name)}.fits").exists():
             if not self._ask("replace", tr("replace.text", folder=output)):
                 return
             overwrite = True
         self._stale_survey |= self.survey.running
         self.survey.cancel()
         self._keep_settings()
-        name, reason = self._choose()
         request = RunRequest(
             name,
             Path(self.settings.value("input_dir")),

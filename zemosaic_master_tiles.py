@@ -27,7 +27,7 @@ from zemosaic_events import PlannedTile, TileDone, TilesPlanned, TileStarted, ta
 from zemosaic_fits_io import frame_wcs
 from zemosaic_fits_products import ImageStream
 from zemosaic_frame_source import StackFrame, paths_of
-from zemosaic_groups import Group, GroupPlan
+from zemosaic_groups import Group, GroupPlan, canvas_of_group
 from zemosaic_match import extent_px, lowest_saturation
 from zemosaic_mosaic import CellReport, CellTask, clear_folder, note_problems, stack_cells
 from zemosaic_outputs import (
@@ -38,7 +38,7 @@ from zemosaic_outputs import (
     product_header,
 )
 from zemosaic_pipeline import Settled
-from zemosaic_reproject import Canvas, canvas_around, place
+from zemosaic_reproject import Canvas, place
 from zemosaic_runbook import RunBook
 from zemosaic_settings import RunSettings
 from zemosaic_stack_pool import StackPool
@@ -138,8 +138,7 @@ def _tile_around(
     number: int, group: Group, members: list[StackFrame], mosaic: Canvas, book: RunBook
 ) -> MasterTile:
     sky = [(frame.record.header.shape, frame_wcs(frame.record.header)) for frame in members]
-    canvas = canvas_around(sky, group.centre_deg, mosaic.scale_deg, mosaic.angle_deg)
-    on_mosaic = place(canvas.wcs(), canvas.shape, mosaic)
+    canvas, on_mosaic = canvas_of_group(sky, group, mosaic)
     path = book.paths.master_tile(number)
     outline = on_mosaic.bounds.intersect(mosaic.rect)
     return MasterTile(number, group, members, canvas, outline, on_mosaic.area_ratio, path)

@@ -45,6 +45,7 @@ from zemosaic_types import (
     ProductExistsError,
     RunResult,
     ZeMosaicError,
+    mosaic_stem,
 )
 
 logger = tagged_logger("ZeMosaicWorker.run")
@@ -90,7 +91,7 @@ def run_pipeline(
     """
     emit = Emitter(listener)
     with told_when_it_fails(emit), tagged(name.upper()):
-        book = RunBook(ProductPaths(Path(folders[1]), f"mosaic_{name}"), emit, cancel or CancelToken())
+        book = RunBook(ProductPaths(Path(folders[1]), mosaic_stem(name)), emit, cancel or CancelToken())
         result = _logged_run(Path(folders[0]), book, settings, execute)
     reason = FinishReason.COMPLETE if result.complete else FinishReason.WITH_FAILURES
     emit(RunFinished(reason, f"{result.n_used} of {result.n_planned} frames in {result.mosaic_path}"))

@@ -35,6 +35,7 @@ logger = tagged_logger("ZeMosaicWorker.solving")
 
 CACHE_NAME = "wcs_cache"
 NOT_ASKED = "plate solving is turned off"
+NO_SOLVER = "no plate solver is there"
 
 _FORMAT = 1
 _CARD = 80
@@ -217,7 +218,7 @@ def _solve_one(
         if text:
             return Verdict(_placed(record, text, cache.path(digest)), remembered=True), None
         if solver is None:
-            return Verdict(record, NOT_ASKED if options.method == "none" else "no plate solver is there"), None
+            return Verdict(record, NOT_ASKED if options.method == "none" else NO_SOLVER), None
         if known is not None and known.failure and known.solver == solver.identity and not options.retry_failed:
             return Verdict(record, f"{known.failure} (as in an earlier run)", remembered=True), None
         text = solve_frame(record, solver, hint, cancel)

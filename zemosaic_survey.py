@@ -8,16 +8,16 @@ end) is told by the run.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-import numpy as np
 from astropy.wcs import WCS
 
-from parallel_utils import WORKER_BASE_BYTES, machine, workers_for
-from zemosaic_astrometry import SolveOptions, choose_solver
+from parallel_utils import machine, workers_for
+from zemosaic_astrometry import PlateSolver, SolveOptions, choose_solver
 from zemosaic_config import Config
+from zemosaic_estimate import estimate_disk, estimate_memory, estimate_seconds
 from zemosaic_events import (
     CancelToken,
     Emitter,
@@ -34,6 +34,7 @@ from zemosaic_events import (
 )
 from zemosaic_fits_io import frame_wcs
 from zemosaic_fits_products import free_bytes
+from zemosaic_groups import GROUPS_NAME, GroupPlan, GroupSettings, canvas_of_group, find_groups, read_groups
 from zemosaic_match import drop_misfits, extent_px
 from zemosaic_outputs import ProductPaths
 from zemosaic_passes import unwanted_frames
@@ -42,15 +43,13 @@ from zemosaic_plan_table import PLAN_NAME
 from zemosaic_preview import shrink_factor
 from zemosaic_programs import HOW_TO_INSTALL
 from zemosaic_reproject import Canvas, Placement, optimal_canvas, place_roughly, sky_outline
-from zemosaic_solving import CACHE_NAME, WcsCache, solve_frames
+from zemosaic_solving import CACHE_NAME, NO_SOLVER, NOT_ASKED, WcsCache, solve_frames
 from zemosaic_tiling import cell_length_px, cut_cells, frames_of_cells
 from zemosaic_types import FrameError, FrameRecord, LeftOut, PlanError, PlanRow, SolverMissing
 
 logger = logging.getLogger("ZeMosaicWorker.survey")
 
 _BATCH = 100  # frames an event
-_MEGA = 1e6
-_BYTES_A_PIXEL = 12  # of a plane: image, weight, coverage
 _NOT_PLACED = "the run looks for its place on the sky"
 
 
@@ -66,6 +65,8 @@ class SurveySettings:
     save_uint16: bool = False
     use_gpu: bool = False
     solve: SolveOptions | None = field(default_factory=SolveOptions)
+    grid_mode: bool = False
+    groups: GroupSettings = field(default_factory=GroupSettings)
     drop_suggested: bool = False
     excluded: tuple[str, ...] = ()
 
@@ -88,6 +89,8 @@ class SurveySettings:
             save_uint16=config["save_final_as_uint16"],
             use_gpu=config["use_gpu_grid"],
             solve=SolveOptions.from_config(config),
+            grid_mode=config["grid_mode_enabled"],
+            groups=GroupSettings.from_config(config),
             drop_suggested=drop_suggested,
             excluded=tuple(excluded),
         )
@@ -150,6 +153,20 @@ class _Survey:
         self.settings = settings
         self.emit, self.cancel = emit, cancel
         self._rows: dict[str, PlanRow] = {}
+        self._has_plan = (folder / PLAN_NAME).is_file()
+        self._solver, self._no_solver = _find_solver(settings.solve)
+        self._groups: GroupPlan | None = None  # of the user
+
+    @property
+    def _in_grid(self) -> bool:
+        """Whether a run would be in Grid mode; see `zemosaic_worker.choose_pipeline`."""
+        return self._has_plan or self.settings.grid_mode
+
+    @property
+    def _places(self) -> bool:
+        """Whether a run would look for the places of frames that have none."""
+        solve = self.settings.solve
+        return solve is not None and (self._solver is not None or solve.align_by_stars)
 
     def execute(self) -> SurveyDone:
         settings = self.settings
@@ -161,24 +178,26 @@ class _Survey:
         self._tell(self._unread(item) for item in left_out if not item.harmless)
         records = self._remembered(self._load(rows, drop))
         placed = [record for record in records if not record.unplaced]
-        n_unplaced = len(records) - len(placed)
+        n_placed = len(placed)
         if placed:
             kept, misfits = drop_misfits(placed)
             reasons = {item.path: item.reason for item in misfits}
             self._tell(self._told(r, reason=reasons[r.path], usable=False) for r in placed if r.path in reasons)
-            placed = kept
+            placed = self._grouped_by_user(kept)
+        n_unplaced = len(records) - n_placed if self._places else 0
         n_frames = len(rows) + sum(item.missed for item in left_out)
         if not placed:
-            notes = self._notes(n_unplaced)
+            notes = self._notes(len(records) - n_placed)
             return SurveyDone(n_frames, n_unplaced, free_bytes=free_bytes(self.output), notes=notes)
-        return self._lay_out(placed, n_frames, n_unplaced)
+        done = self._lay_out(placed)
+        notes = done.notes + self._notes(len(records) - n_placed)
+        return replace(done, n_frames=n_frames, n_usable=len(placed) + n_unplaced, notes=notes)
 
     def _plan(self) -> tuple[list[PlanRow], list[LeftOut]]:
         if not self.folder.is_dir():
             raise PlanError(f"{self.folder} is not a folder")
-        plan_path = self.folder / PLAN_NAME
-        if plan_path.is_file():
-            return read_plan(plan_path)
+        if self._has_plan:
+            return read_plan(self.folder / PLAN_NAME)
         # A run reads all headers to put its plan into order; frames enter in the order of their ids anyway.
         paths, left_out = find_frames(self.folder, exclude=self.output, cancel=self.cancel)
         return [PlanRow(line=0, path=path) for path in paths], left_out
@@ -222,8 +241,8 @@ class _Survey:
     def _notes(self, n_unplaced: int) -> tuple[str, ...]:
         notes = []
         if n_unplaced:
-            notes.append(_unsolved(n_unplaced, self.settings.solve))
-        if not (self.folder / PLAN_NAME).is_file():
+            notes.append(self._unsolved(n_unplaced))
+        if not self._has_plan:
             notes.append(f"there is no {PLAN_NAME} in the folder; the run makes one beside its products")
         if self.settings.use_gpu:
             notes.append("the time is that of the processor; a GPU stacks faster")
@@ -233,7 +252,9 @@ class _Survey:
         """Return what is told of a frame whose header could be read."""
         header, row = record.header, self._rows[record.path]
         if record.unplaced and not reason:
-            reason = f"{record.unplaced}; {_NOT_PLACED}"
+            usable = self._places
+            why_not = NOT_ASKED if self.settings.solve.method == "none" else NO_SOLVER
+            reason = f"{record.unplaced}; {_NOT_PLACED if usable else why_not}"
         known = row.exposure_s is not None or (header.exptime_s or 0.0) > 0.0
         return SurveyFrame(
             frame_id=record.frame_id,
@@ -257,18 +278,38 @@ class _Survey:
         if batch:
             self.emit(SurveyFrames(batch))
 
-    def _lay_out(self, records: list[FrameRecord], n_frames: int, n_unplaced: int) -> SurveyDone:
+    def _grouped_by_user(self, records: list[FrameRecord]) -> list[FrameRecord]:
+        """Return the frames of the user's groups where Classic will run and there is a file of them."""
+        path = self.folder / GROUPS_NAME
+        if self._in_grid or not path.is_file():
+            return records
+        known = {record.frame_id for record in records}
+        planned = {frame_id(Path(path), self.folder) for path in self._rows}
+        self._groups = read_groups(path, records, left_out=planned - known)
+        why = self._groups.ungrouped
+        self._tell(self._told(r, reason=why[r.frame_id], usable=False) for r in records if r.frame_id in why)
+        return [record for record in records if record.frame_id not in why]
+
+    def _lay_out(self, records: list[FrameRecord]) -> SurveyDone:
+        """Return what a run would make of frames that have a place, but for their number."""
         settings = self.settings
         canvas = optimal_canvas([_geometry(record) for record in records], orientation=settings.orientation)
-        frames = _placed_frames(records, canvas)
         n_channels = max(record.header.n_channels for record in records)
-        tiles = _tiles(frames, canvas, settings)
+        notes, masters = (), ()
+        if self._in_grid:
+            tiles = _tiles(_placed_frames(records, canvas), canvas, settings)
+        else:
+            plan = self._groups or find_groups(records, settings.groups)
+            tiles, masters = _master_tiles(plan, records, canvas)
+            notes = plan.notes
         cores, _ = machine()
         workers = workers_for(settings.workers, settings.chunk_ram_mb, len(records))
-        cpu, wall = estimate_seconds(records, canvas.shape, n_channels, workers, cores)
+        more = {"master_tiles": masters}
+        cpu, wall = estimate_seconds(records, canvas.shape, n_channels, workers, cores, **more)
         return SurveyDone(
-            n_frames=n_frames,
-            n_usable=len(records) + n_unplaced,
+            pipeline="grid" if self._in_grid else "classic",
+            n_frames=len(records),
+            n_usable=len(records),
             shape=canvas.shape,
             corners_deg=canvas.corners_deg(canvas.rect),
             scale_arcsec=3600.0 * canvas.scale_deg,
@@ -277,31 +318,38 @@ class _Survey:
             workers=workers,
             cpu_s=cpu,
             wall_s=wall,
-            memory_bytes=estimate_memory(len(records), workers, settings.chunk_ram_mb),
-            disk_bytes=estimate_disk(canvas.shape, n_channels, save_uint16=settings.save_uint16),
+            memory_bytes=estimate_memory(len(records), n_channels, workers, settings.chunk_ram_mb, **more),
+            disk_bytes=estimate_disk(canvas.shape, n_channels, save_uint16=settings.save_uint16, **more),
             free_bytes=free_bytes(self.output),
-            notes=self._notes(n_unplaced),
+            notes=notes,
         )
+
+    def _unsolved(self, n_unplaced: int) -> str:
+        """Return what becomes of frames without a place."""
+        lost = f"{n_unplaced} frames have no place on the sky yet"
+        uncounted = "this takes time that is not counted here, and may make the canvas larger"
+        if self._solver is not None:
+            return f"{lost}; {self._solver.name} solves them when the run starts; {uncounted}"
+        stars = "the run places them by the stars that they share with others, where it can"
+        what = f"{lost}; {stars}; {uncounted}" if self._places else f"{lost}, and are left out"
+        return f"{what}; {self._no_solver}" if self._no_solver else what
+
+
+def _find_solver(options: SolveOptions | None) -> tuple[PlateSolver | None, str]:
+    """Return the plate solver of a run, or None and why there is none where one is wanted."""
+    if options is None:
+        return None, ""
+    try:
+        return choose_solver(options), ""
+    except SolverMissing as missing:
+        if options.method == "none":
+            return None, ""
+        why = f" ({missing})" if str(missing) else ""
+        return None, f"{NO_SOLVER}{why}. {HOW_TO_INSTALL}"
 
 
 def _geometry(record: FrameRecord) -> tuple[tuple[int, int], WCS]:
     return record.header.shape, frame_wcs(record.header)
-
-
-def _unsolved(n_unplaced: int, options: SolveOptions) -> str:
-    """Return what becomes of frames without a place."""
-    lost = f"{n_unplaced} frames have no place on the sky yet"
-    stars = "the run places them by the stars that they share with others, where it can"
-    uncounted = "this takes time that is not counted here, and may make the canvas larger"
-    try:
-        solver = choose_solver(options)
-    except SolverMissing as missing:
-        none = f"no plate solver is there ({missing})" if str(missing) else "no plate solver is there"
-        none = "" if options.method == "none" else f"; {none}. {HOW_TO_INSTALL}"
-        return (
-            f"{lost}; {stars}; {uncounted}{none}" if options.align_by_stars else f"{lost}, and are left out{none}"
-        )
-    return f"{lost}; {solver.name} solves them when the run starts; {uncounted}"
 
 
 def _placed_frames(records: list[FrameRecord], canvas: Canvas) -> list[_Placed]:
@@ -328,71 +376,21 @@ def _tiles(frames: list[_Placed], canvas: Canvas, settings: SurveySettings) -> t
     )
 
 
-# ---- what a run costs ------------------------------------------------------------------------------------
+_Masters = tuple[tuple[PlannedTile, ...], tuple[tuple[int, int], ...]]
 
 
-@dataclass(frozen=True)
-class _Costs:
-    """Seconds of one core for a kind of frame: a megapixel of a frame, a frame in the process of the run."""
-
-    pixels: float
-    serial: float
-
-
-_MONO = _Costs(pixels=0.088, serial=0.010)
-_COLOUR = _Costs(pixels=0.23, serial=0.023)
-_HEADER_S = 0.01  # a frame
-_CANVAS_S = 0.025  # a megapixel of a plane of the mosaic
-_START_S = 1.5
-_HELP = 0.5  # of a further core, at worst
-_RANGE = (0.6, 2.0)  # from a fast machine to a slow or busy one
-
-
-def estimate_seconds(
-    records: Sequence[FrameRecord], shape: tuple[int, int], n_channels: int, workers: int, cores: int
-) -> tuple[tuple[float, float], tuple[float, float]]:
-    """Return the ranges of processor time and wall time of a run, in seconds.
-
-    The model is linear: a frame costs what its header costs, a share of the serial phases (refine, flat, match)
-    and a price a pixel (measure, stack) that its kind decides; a plane of the canvas a price a pixel (assemble).
-    Workers share what is counted by pixels of frames: at best each core that has one adds its whole speed, at
-    worst half of it. The prices were measured once, roughly, on the surveys of 60 frames of 1920 x 1080 px in nine
-    panels of the benchmarks (`swarp_spec`, mono and colour) with one worker on a core of a server: mono 14.5 s,
-    colour 33 s of wall time. The range says how far machines lie apart, no more.
-
-    Parameters
-    ----------
-    records : sequence of FrameRecord
-    shape : tuple of int
-        ``(ny, nx)`` of the canvas.
-    n_channels, workers, cores : int
-    """
-    costs = [_MONO if record.header.n_channels == 1 else _COLOUR for record in records]
-    pixels = sum(
-        cost.pixels * float(np.prod(r.header.shape)) / _MEGA for cost, r in zip(costs, records, strict=True)
-    )
-    canvas = _CANVAS_S * n_channels * float(np.prod(shape)) / _MEGA
-    serial = _START_S + canvas + sum(cost.serial + _HEADER_S for cost in costs)
-    start = 0.5 * _START_S * workers  # of each worker
-    cpu, at_once = pixels + serial + start, min(workers, cores)
-    best, worst = pixels / at_once + serial, pixels / (1.0 + _HELP * (at_once - 1)) + serial
-    low, high = _RANGE
-    return (low * cpu, high * cpu), (low * best, high * worst)
-
-
-def estimate_memory(n_frames: int, workers: int, chunk_ram_mb: int) -> tuple[int, int]:
-    """Return the range of the memory of all processes of a run together, in bytes.
-
-    At the least each worker holds its libraries and the sections of a small tile, at the most all that it may use;
-    a frame costs the process of the run some 20 kB (stars, coarse levels), at the most 100 kB.
-    """
-    low = 350 * 10**6 + 20_000 * n_frames + workers * (250 * 10**6 + chunk_ram_mb * 1024**2 // 4)
-    high = 500 * 10**6 + 100_000 * n_frames + workers * (WORKER_BASE_BYTES + chunk_ram_mb * 1024**2)
-    return low, high
-
-
-def estimate_disk(shape: tuple[int, int], n_channels: int, *, save_uint16: bool) -> tuple[int, int]:
-    """Return the range of the disk space of all products, in bytes: mosaic, weight, coverage, and their tiles."""
-    plane = shape[0] * shape[1]
-    low = n_channels * plane * (2 * _BYTES_A_PIXEL + 2 * save_uint16)
-    return low, low + low // 10 + 50 * 10**6
+def _master_tiles(plan: GroupPlan, records: list[FrameRecord], canvas: Canvas) -> _Masters:
+    """Return the master tiles of the groups, numbered as a run numbers them, and their shapes."""
+    known = {record.frame_id: record for record in records}
+    tiles, shapes = [], []
+    for number, group in enumerate(plan.groups, start=1):
+        frames = [_geometry(known[name]) for name in group.frame_ids]
+        try:
+            own, on_mosaic = canvas_of_group(frames, group, canvas)
+        except FrameError as error:  # the run leaves out what cannot be one tile, and says so
+            logger.debug("%s: %s", group.name, error)
+            continue
+        outline = on_mosaic.bounds.intersect(canvas.rect)
+        tiles.append(PlannedTile(number, outline, own.corners_deg(own.rect), len(frames)))
+        shapes.append(own.shape)
+    return tuple(tiles), tuple(shapes)

@@ -71,6 +71,11 @@ class RunCancelled(ZeMosaicError):
     """The user asked the run to stop."""
 
 
+def mosaic_stem(pipeline: str) -> str:
+    """Return what the names of a pipeline's products begin with; `pipeline` is ``"grid"`` or ``"classic"``."""
+    return f"mosaic_{pipeline}"
+
+
 @dataclass(frozen=True, slots=True)
 class Rect:
     """A half-open rectangle of pixels, rows ``y0:y1`` and columns ``x0:x1``."""

@@ -32,6 +32,7 @@ FLOORS = [
         "zemosaic_plan_table",
         "zemosaic_programs",
     },
+    {"zemosaic_estimate"},
     {
         "zemosaic_alignment_kernels",
         "zemosaic_clip_kernels",

@@ -103,6 +103,7 @@ def test_classic_runs_where_grid_mode_is_off(qtbot, frames, tmp_path):
     values = dict(input_dir=str(frames), output_dir=str(tmp_path / "out"), grid_workers=2)
     with opened(qtbot, **values) as window:
         qtbot.waitUntil(lambda: not window.survey.running, timeout=LONG_MS)
+        assert window.input.summary.values["tiles"].text().endswith("master tiles")
         to_the_run(qtbot, window)
         assert "Classic" in window.run_page.facts.text()
         start(qtbot, window)
@@ -111,6 +112,30 @@ def test_classic_runs_where_grid_mode_is_off(qtbot, frames, tmp_path):
         assert set(window.run_page.states()) == {"DONE"}
         click(qtbot, window.primary)
         assert window.result_page.heading.text() == "mosaic_classic.fits"
+
+
+def test_what_a_run_will_make_follows_the_tick_at_grid_mode(qtbot, frames, tmp_path):
+    values = dict(input_dir=str(frames), output_dir=str(tmp_path / "out"))
+    with opened(qtbot, **values) as window:
+        qtbot.waitUntil(lambda: not window.survey.running, timeout=LONG_MS)
+        assert window.input.found.done.pipeline == "classic"
+        window.go("mosaic")
+        click(qtbot, window.mosaic.grid.enabled.editor.focusProxy())
+        window.go("run")
+        qtbot.waitUntil(lambda: not window.survey.running, timeout=LONG_MS)
+        assert window.input.found.done.pipeline == "grid"
+        assert "master" not in window.input.summary.values["tiles"].text()
+
+
+def test_a_mosaic_of_the_other_pipeline_is_not_asked_about(qtbot, frames, tmp_path, strange):
+    strange("record", "recording_pipeline")
+    (tmp_path / "mosaic_classic.fits").write_bytes(b"precious")
+    values = dict(input_dir=str(frames), output_dir=str(tmp_path), grid_mode_enabled=True)
+    with opened(qtbot, **values) as window:
+        window.go("run")
+        start(qtbot, window)
+        wait_for_the_end(qtbot, window)
+        assert "overwrite = False" in log_of(window)
 
 
 def test_an_earlier_mosaic_is_replaced_only_by_who_says_so(qtbot, frames, tmp_path, strange):

@@ -1,24 +1,36 @@
 """The look at the frames before a run: it foretells the run, and touches nothing."""
 
 import gzip
+import json
 import os
+from dataclasses import replace
 
 import pytest
 
 import zemosaic_survey
+from classic_mode import ClassicSettings, run_classic
 from grid_mode import GridSettings, run_grid
 from surveys import shuffled_copy, survey_in
 from zemosaic_astrometry import SolveOptions
 from zemosaic_config import resolve
-from zemosaic_events import CancelToken, FinishReason, RunFinished, SurveyDone, SurveyFrames, TilesPlanned
+from zemosaic_events import (
+    CancelToken,
+    FinishReason,
+    FrameLeftOut,
+    RunFinished,
+    SurveyDone,
+    SurveyFrames,
+    TilesPlanned,
+)
 from zemosaic_fits_io import read_frame_header
-from zemosaic_plan import write_plan
+from zemosaic_groups import GROUPS_NAME, GroupSettings
+from zemosaic_plan import plan_from_folder, write_plan
 from zemosaic_plan_table import PLAN_NAME
 from zemosaic_solving import CACHE_NAME, Entry, WcsCache, digest_of
 from zemosaic_survey import SurveySettings, run_survey
 from zemosaic_synthetic import small_spec
 from zemosaic_types import PlanError, PlanRow, RunCancelled, SolverMissing
-from zemosaic_worker import RunRequest, start_run
+from zemosaic_worker import RunRequest, choose_pipeline, start_run
 
 
 @pytest.fixture(scope="module")
@@ -53,9 +65,52 @@ def test_the_canvas_and_the_tiles_are_those_of_the_run(frames, tmp_path, orienta
     settings = GridSettings(workers=1, refine_wcs="off", **choices)
     run_grid(frames, tmp_path / "out", settings, listener=events.append)
     planned = next(event for event in events if isinstance(event, TilesPlanned))
-    _, done, _ = surveyed(frames, tmp_path / "out", SurveySettings(**choices))
+    _, done, _ = surveyed(frames, tmp_path / "out", SurveySettings(grid_mode=True, **choices))
     assert (done.shape, done.tiles) == (planned.shape, planned.tiles)
     assert len(done.tiles) > 1
+
+
+@pytest.mark.parametrize("rule", ["found", "the user's"])
+def test_the_master_tiles_are_those_of_the_run(linked, tmp_path, rule):
+    if rule == "found":
+        choices = {"groups": GroupSettings(threshold_deg=1.0)}
+    else:
+        choices = {}
+        names = sorted(path.name for path in linked.glob("*.fit"))
+        groups = [{"name": "first", "frames": names[:2]}, {"name": "second", "frames": names[2:5]}]
+        (linked / GROUPS_NAME).write_text(json.dumps({"version": 1, "groups": groups}), encoding="utf-8")
+    events = []
+    settings = ClassicSettings(workers=1, refine_wcs="off", **choices)
+    run_classic(linked, tmp_path / "out", settings, listener=events.append)
+    planned = next(event for event in events if isinstance(event, TilesPlanned))
+    told, done, _ = surveyed(linked, tmp_path / "out", SurveySettings(**choices))
+    assert (done.shape, done.tiles) == (planned.shape, planned.tiles)
+    assert len(done.tiles) == (1 if rule == "found" else 2)
+    left_out = {event.left_out.path: event.left_out.reason for event in events if isinstance(event, FrameLeftOut)}
+    assert {frame.path: frame.reason for frame in told.values() if not frame.usable} == left_out
+    assert done.n_usable == 6 - len(left_out)
+
+
+@pytest.mark.parametrize("grid_mode", [False, True])
+@pytest.mark.parametrize("plan", [False, True])
+def test_the_survey_is_of_the_pipeline_that_will_run(linked, tmp_path, grid_mode, plan):
+    if plan:
+        write_plan(linked / PLAN_NAME, plan_from_folder(linked)[0])
+    config = resolve({}, {}, {"grid_mode_enabled": grid_mode})
+    settings = SurveySettings.from_config(config)
+    _, done, _ = surveyed(linked, tmp_path / "out", settings)
+    chosen, _ = choose_pipeline(linked, config)
+    _, grid, _ = surveyed(linked, tmp_path / "out", replace(settings, grid_mode=True))
+    assert (done.tiles == grid.tiles) == (chosen == "grid")
+    assert (done.cpu_s == grid.cpu_s) == (chosen == "grid")
+
+
+def test_a_file_of_groups_that_cannot_be_read_ends_the_survey_as_it_would_the_run(linked, tmp_path):
+    (linked / GROUPS_NAME).write_text("{", encoding="utf-8")
+    with pytest.raises(PlanError, match="not JSON"):
+        surveyed(linked, tmp_path / "out")
+    _, done, _ = surveyed(linked, tmp_path / "out", SurveySettings(grid_mode=True))
+    assert done.n_usable == 6
 
 
 def test_a_survey_tells_of_each_frame_and_ends_once(frames, tmp_path):
@@ -89,7 +144,7 @@ def test_a_survey_writes_nothing_anywhere(frames, tmp_path):
 
 def test_the_order_of_the_plan_leaves_no_trace(frames, tmp_path):
     shuffled = shuffled_copy(frames, tmp_path / "shuffled", seed=4)
-    _, first, _ = surveyed(frames, tmp_path / "out")
+    _, first, _ = surveyed(frames, tmp_path / "out", SurveySettings(grid_mode=True))
     _, second, _ = surveyed(shuffled, tmp_path / "out")
     assert (first.shape, first.corners_deg, first.tiles) == (second.shape, second.corners_deg, second.tiles)
 
@@ -162,10 +217,25 @@ def test_without_a_solver_the_survey_says_what_to_install(linked, tmp_path, monk
     assert "no plate solver is there (nothing found)" in done.notes[0]
     assert "astrometry.net" in done.notes[0]
     assert "by the stars" in done.notes[0]
-    _, done, _ = surveyed(linked, tmp_path / "out", SurveySettings(solve=SolveOptions(align_by_stars=False)))
-    assert "and are left out" in done.notes[0]
     _, done, _ = surveyed(linked, tmp_path / "out", SurveySettings(solve=SolveOptions(method="none")))
     assert "solver" not in done.notes[0]
+
+
+def test_frames_that_nothing_can_place_are_not_called_usable(linked, tmp_path, monkeypatch):
+    def missing(_options):
+        raise SolverMissing("nothing found")
+
+    monkeypatch.setattr(zemosaic_survey, "choose_solver", missing)
+    without_wcs(linked)
+    settings = SurveySettings(solve=SolveOptions(align_by_stars=False))
+    told, done, _ = surveyed(linked, tmp_path / "out", settings)
+    assert not any(frame.usable for frame in told.values())
+    assert {frame.reason for frame in told.values()} == {
+        "no celestial WCS in the file or beside it; no plate solver is there"
+    }
+    assert done.n_usable == 0
+    assert "6 frames have no place on the sky yet, and are left out" in done.notes[0]
+    assert "astrometry.net" in done.notes[0]
 
 
 def test_what_an_earlier_run_has_solved_is_shown_in_its_place(frames, linked, tmp_path, a_solver):
@@ -217,9 +287,10 @@ def test_a_survey_says_what_its_times_do_not_count(frames, tmp_path):
     assert {*done.notes} - {*without.notes} == {"the time is that of the processor; a GPU stacks faster"}
 
 
-def test_the_disk_that_a_run_takes_is_in_the_range(frames, tmp_path):
-    _, done, _ = surveyed(frames, tmp_path / "out")
-    run_grid(frames, tmp_path / "out", GridSettings(workers=1))
+@pytest.mark.parametrize(("pipeline", "settings"), [(run_grid, GridSettings), (run_classic, ClassicSettings)])
+def test_the_disk_that_a_run_takes_is_in_the_range(frames, tmp_path, pipeline, settings):
+    _, done, _ = surveyed(frames, tmp_path / "out", SurveySettings(grid_mode=pipeline is run_grid))
+    pipeline(frames, tmp_path / "out", settings(workers=1))
     taken = sum(path.stat().st_size for path in (tmp_path / "out").rglob("*") if path.is_file())
     low, high = done.disk_bytes
     assert low <= taken <= high
@@ -241,6 +312,7 @@ def test_the_settings_are_those_of_the_run():
         "use_gpu",
     ):
         assert getattr(survey, name) == getattr(run, name)
+    assert survey.groups == ClassicSettings.from_config(config).groups
     assert survey.solve == run.solve
     nowhere = resolve({}, {}, {"solve_missing_wcs": False, "align_by_stars": False})
     assert SurveySettings.from_config(nowhere).solve is None
