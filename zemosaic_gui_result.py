@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
-from PySide6.QtCore import QProcess, Qt, Signal
+from PySide6.QtCore import Qt, Signal
 from PySide6.QtWidgets import QFileDialog, QHBoxLayout, QPushButton, QTabWidget, QVBoxLayout, QWidget
 
 from zemosaic_gui_frame_card import FrameGlimpse
+from zemosaic_gui_helper import Helper
 from zemosaic_gui_lazy import LazyWidget
 from zemosaic_gui_parts import GAP, Card, duration_text, label, scroll_area, show_folder
 from zemosaic_gui_sentences import told
@@ -17,10 +17,6 @@ from zemosaic_gui_theme import FollowsLanguage
 from zemosaic_types import RunResult
 
 _SIDE_WIDTH = 300
-_REPORT = """
-import sys; sys.path[:] = {path!r}
-import zemosaic_cli; sys.exit(zemosaic_cli.main(["report", {folder!r}]))
-"""
 
 
 class ResultPage(FollowsLanguage, QWidget):
@@ -46,8 +42,10 @@ class ResultPage(FollowsLanguage, QWidget):
         self.place.setTextInteractionFlags(Qt.TextInteractionFlag.TextSelectableByMouse)
         self.report, self.without, self.other = QPushButton(), QPushButton(), QPushButton()
         self.trouble, self.picture = label("error", wrap=True), FrameGlimpse()
-        self._process = QProcess(self)
-        self._process.finished.connect(self._show_report)
+        self._helper = Helper(self)
+        self._helper.done.connect(lambda _said: self._show_report())
+        self._helper.failed.connect(self._show_no_report)
+        self._helper.not_started.connect(self._show_no_report)
         self.report.clicked.connect(self.make_report)
         self.without.clicked.connect(self.again)
         self.other.clicked.connect(self._ask_other)
@@ -150,28 +148,27 @@ class ResultPage(FollowsLanguage, QWidget):
 
     def make_report(self) -> None:
         """Write the report in a process of its own, then show it."""
-        path = [str(Path(entry).absolute()) for entry in sys.path]
-        code = _REPORT.format(path=path, folder=str(self.folder))
+        self.trouble.hide()
         self.report.setEnabled(False)
         self.report.setText(tr("result.report.writing"))
-        self._process.start(sys.executable, ["-P", "-c", code])
+        self._helper.call("zemosaic_cli.main", ["report", str(self.folder)])
 
-    def _show_report(self, status: int) -> None:
+    def _offer_report(self) -> None:
         self.report.setEnabled(True)
         self.report.setText(tr("result.report"))
-        if status == 0:
-            show_folder(self.folder / "report.html")
-            return
-        words = bytes(self._process.readAllStandardError()).decode("utf-8", "replace").strip()
+
+    def _show_report(self) -> None:
+        self._offer_report()
+        show_folder(self.folder / "report.html")
+
+    def _show_no_report(self, words: str) -> None:
+        self._offer_report()
         self.trouble.setText(told(words) or tr("result.report.failed"))
         self.trouble.show()
 
     def shutdown(self) -> None:
         """End what the page has running."""
-        if self._process.state() != QProcess.ProcessState.NotRunning:
-            self._process.finished.disconnect(self._show_report)
-            self._process.kill()
-            self._process.waitForFinished(1000)
+        self._helper.shutdown()
         self.viewer.shutdown()
         self.table.shutdown()
         self.picture.shutdown()

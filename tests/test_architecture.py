@@ -16,10 +16,13 @@ FLOORS = [
     {
         "zemosaic_events",
         "zemosaic_config",
+        "zemosaic_links",
         "zemosaic_plain_image",
+        "zemosaic_sphere",
         "zemosaic_cards",
         "zemosaic_temp_files",
         "zemosaic_fits_checksums",
+        "zemosaic_interpreter",
     },
     {
         "parallel_utils",
@@ -37,7 +40,7 @@ FLOORS = [
         "zemosaic_resample_kernels",
         "zemosaic_stack_arrays",
     },
-    {"zemosaic_overlap_fit", "zemosaic_stack_kernels", "zemosaic_cameras"},
+    {"zemosaic_overlap_fit", "zemosaic_stack_kernels", "zemosaic_cameras", "zemosaic_detections"},
     {"zemosaic_stack_cuda"},
     {
         "zemosaic_alignment",
@@ -94,6 +97,7 @@ FLOORS = [
         "zemosaic_gui_controller",
         "zemosaic_gui_form",
         "zemosaic_gui_frames",
+        "zemosaic_gui_helper",
         "zemosaic_gui_log",
         "zemosaic_gui_skymap",
         "zemosaic_gui_viewer",
