@@ -23,7 +23,7 @@ from PySide6.QtWidgets import (
 )
 
 from zemosaic_config import config_path
-from zemosaic_events import RunFinished
+from zemosaic_events import FinishReason, RunFinished
 from zemosaic_gui_controller import Job, was_cancelled
 from zemosaic_gui_input import InputPage
 from zemosaic_gui_mosaic import MosaicPage
@@ -354,7 +354,8 @@ class MainWindow(FollowsLanguage, QMainWindow):
         self._show_plan()
         self.run_page.begin(name, done.wall_s if done else None)
         self.run_page.log.add(f"{title_of(name)}: {reason}")
-        self._start(self.run, request)
+        if trouble := self._start(self.run, request):
+            self.run_page.end(RunFinished(FinishReason.ERROR, trouble), trouble)
         self._drop_suggested = drop_suggested
         self._show_state()
 

@@ -17,6 +17,7 @@ from surveys import survey_in
 from zemosaic_config import OPTIONS
 from zemosaic_gui_grid_group import GRID_KEYS, all_keys
 from zemosaic_synthetic import small_spec
+from zemosaic_types import OutputError
 from zemosaic_worker import Pipeline
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -411,6 +412,27 @@ def test_many_events_do_not_block_the_window(qtbot, frames, tmp_path, strange):
         wait_for_the_end(qtbot, window)
         assert window.run_page.log.lines[-2].text == "9999"
         assert len(window.run_page.log.lines) <= 5000
+
+
+def test_a_run_whose_process_cannot_be_started_says_why(qtbot, frames, tmp_path, monkeypatch):
+    values = dict(input_dir=str(frames), output_dir=str(tmp_path / "out"), grid_mode_enabled=True)
+    with opened(qtbot, **values) as window:
+        qtbot.waitUntil(lambda: not window.survey.running, timeout=LONG_MS)
+        to_the_run(qtbot, window)
+
+        def refused(_request):
+            raise OutputError("no process can be started for the run: too many")
+
+        monkeypatch.setattr(window.run, "start", refused)
+        asked = answering(qtbot, "OK")
+        click(qtbot, window.primary)
+        assert asked == ["no process can be started for the run: too many"]
+        assert window.run_page.status.text() == "The run has failed"
+        assert "too many" in log_of(window)
+        monkeypatch.undo()
+        start(qtbot, window)
+        wait_for_the_end(qtbot, window)
+        assert window.run_page.status.text() == "The mosaic is done"
 
 
 def test_a_folder_without_frames_says_so(qtbot, tmp_path):

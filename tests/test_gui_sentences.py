@@ -58,7 +58,7 @@ UNTOLD = {
     | {"_duration", "_span", "write_page"},
     "zemosaic_runbook": {"_LOG_FORMAT"},
     "zemosaic_star_placing": {"_place", "a provisional place"},
-    "zemosaic_worker": {"Fatal Python error", "code", "exit()"},
+    "zemosaic_worker": {"Fatal Python error", "exit()"},
 }
 #: Words of a run that are too short to be told from names of things; they stand within sentences.
 SHORT = {
