@@ -455,10 +455,9 @@ def _read_answer(image: Path, finished: Finished) -> WCS:
     """Return the WCS that a solver has put beside a picture, or raise `SolveError` with its last words."""
     if finished.stopped:
         raise SolveError(f"stopped {finished.stopped} without a solution")
-    words = last_words(finished.output, image.parent)
+    words = last_words(finished.output, image.parent) or "it ended without a word"
     if not image.with_suffix(".wcs").is_file() or finished.status:
-        how = f" (exit status {finished.status})" if finished.status else ""
-        raise SolveError((words or "it ended without a word") + how)
+        raise SolveError(f"{words} (exit status {finished.status})" if finished.status else words)
     try:
         wcs = frame_wcs(read_frame_header(image))
     except FrameError as err:

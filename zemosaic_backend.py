@@ -287,11 +287,11 @@ def _count_devices(cupy: ModuleType) -> int:
         if runtime.is_hip:
             raise DeviceUnavailable("this CuPy is built for AMD GPUs; ZeMosaic computes on NVIDIA GPUs only")
         _check_driver(runtime.driverGetVersion(), runtime.runtimeGetVersion())
-    with _reason("the NVIDIA driver shows no GPU" + _hiding()):
+    with _reason(_shows_none()):
         count = runtime.getDeviceCount()
         available = cupy.cuda.is_available()
     if count < 1 or not available:
-        raise DeviceUnavailable(f"the NVIDIA driver shows no GPU{_hiding()}")
+        raise DeviceUnavailable(_shows_none())
     return count
 
 
@@ -300,16 +300,18 @@ def _check_driver(driver: int, needed: int) -> None:
     if driver == 0:
         raise DeviceUnavailable("no NVIDIA driver is installed, or it is not running")
     if driver // 1000 < needed // 1000:
-        other = ' or use CuPy for CUDA 12 (pip install "zemosaic[gpu]")' if driver >= 12000 else ""
+        advice = "update the driver"
+        if driver >= 12000:
+            advice = f'{advice} or use CuPy for CUDA 12 (pip install "zemosaic[gpu]")'
         raise DeviceUnavailable(
             f"the NVIDIA driver is too old: it knows CUDA {_version(driver)}, and this CuPy is built for CUDA "
-            f"{_version(needed)}; update the driver{other}"
+            f"{_version(needed)}; {advice}"
         )
 
 
-def _hiding() -> str:
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    return "" if visible is None else f" (CUDA_VISIBLE_DEVICES={visible} chooses which)"
+def _shows_none() -> str:
+    none, visible = "the NVIDIA driver shows no GPU", os.environ.get("CUDA_VISIBLE_DEVICES")
+    return none if visible is None else f"{none} (CUDA_VISIBLE_DEVICES={visible} chooses which)"
 
 
 def _describe(cupy: ModuleType, index: int) -> DeviceInfo:

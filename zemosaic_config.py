@@ -79,17 +79,23 @@ class Option:
     @property
     def allowed(self) -> str:
         """What the value may be, in words."""
-        low = "" if self.minimum is None else f" from {self.minimum:g}"
-        high = "" if self.maximum is None else f" to {self.maximum:g}"
-        return {
-            "bool": "true or false",
-            "switch": "on, off or auto",
-            "int": f"whole number{low}{high}",
-            "float": f"number{low}{high}",
-            "str": "text",
-            "choice": ", ".join(self.choices),
-            "pair": f"two numbers, each{low} to below{high.removeprefix(' to')}",
-        }[self.kind]
+        match self.kind:
+            case "bool":
+                return "true or false"
+            case "switch":
+                return "on, off or auto"
+            case "str":
+                return "text"
+            case "choice":
+                return ", ".join(self.choices)
+            case "pair":
+                return f"two numbers, each from {self.minimum:g} to below {self.maximum:g}"
+        whole = self.kind == "int"
+        if self.minimum is None:
+            return "whole number" if whole else "number"
+        if self.maximum is None:
+            return f"{'whole number' if whole else 'number'} from {self.minimum:g}"
+        return f"{'whole number' if whole else 'number'} from {self.minimum:g} to {self.maximum:g}"
 
 
 # fmt: off
@@ -127,6 +133,8 @@ OPTIONS: tuple[Option, ...] = (
            "Also write mosaic_..._viewer.fits, a 16-bit copy of the mosaic for image viewers."),
     Option("legacy_rgb_cube", "bool", False, _FOLDERS, "Write the viewer file as a bare 3-plane cube.",
            advanced=True),
+    Option("canvas_orientation", "choice", "north_up", _FOLDERS,
+           "Orientation of the canvas; auto = smallest area.", choices=("north_up", "auto")),
     Option("stacking_normalize_method", "choice", "global", _STACKING,
            "How frames are brought to one level: sky_mean by an offset, linear_fit by a gain and an offset, "
            "global by a gain, an offset and a gradient.",
@@ -161,6 +169,14 @@ OPTIONS: tuple[Option, ...] = (
            minimum=0.1, maximum=10, advanced=True),
     Option("min_radial_weight_floor", "float", 0.05, _STACKING, "Smallest radial weight.",
            unit="fraction", minimum=0, maximum=1, advanced=True),
+    Option("refine_wcs", "choice", "auto", _STACKING,
+           "Correct the frames' WCS so that their common stars coincide; auto = where it brings more than noise; "
+           "a frame that is more than 5 px off is left out either way.", choices=("auto", "on", "off")),
+    Option("flat_from_frames", "choice", "auto", _STACKING,
+           "Find the vignetting of each instrument in its own frames and divide it out: auto = if it is "
+           "significant, on = whatever can be told.", choices=("auto", "on", "off")),
+    Option("resampling_kernel", "choice", "lanczos3", _STACKING, "Kernel that resamples frames onto the canvas.",
+           choices=("lanczos3", "bilinear")),
     Option("grid_mode_enabled", "bool", False, _GRID,
            "Let `zemosaic run` use Grid mode also where the folder has no stack_plan.csv."),
     Option("grid_workers", "int", 0, _GRID,
@@ -175,16 +191,6 @@ OPTIONS: tuple[Option, ...] = (
            unit="px", minimum=0, maximum=1000, advanced=True),
     Option("grid_rgb_equalize", "bool", False, _GRID, "Bring the mosaic's colour channels to one sky level.",
            stand_ins=("poststack_equalize_rgb",)),
-    Option("flat_from_frames", "choice", "auto", _GRID,
-           "Find the vignetting of each instrument in its own frames and divide it out: auto = if it is "
-           "significant, on = whatever can be told.", choices=("auto", "on", "off")),
-    Option("resampling_kernel", "choice", "lanczos3", _GRID, "Kernel that resamples frames onto the canvas.",
-           choices=("lanczos3", "bilinear")),
-    Option("canvas_orientation", "choice", "north_up", _GRID,
-           "Orientation of the canvas; auto = smallest area.", choices=("north_up", "auto")),
-    Option("refine_wcs", "choice", "auto", _GRID,
-           "Correct the frames' WCS so that their common stars coincide; auto = where it brings more than noise; "
-           "a frame that is more than 5 px off is left out either way.", choices=("auto", "on", "off")),
     Option("cluster_panel_threshold", "float", 0.0, _CLASSIC,
            "Frames are linked if their centres are no further apart than this; what is linked is one group, cut "
            "where it outgrows a circle of this radius or of half a frame's short side, whichever is larger; "
@@ -355,9 +361,10 @@ def check_value(key: str, value: object, *, from_text: bool = False, where: str 
     try:
         return _convert(option, value, from_text)
     except (ValueError, OverflowError, RuntimeError) as err:  # the last two: a huge int, no such home folder
-        place = f"{where}: " if where else ""
-        older = f" (older names: {', '.join(option.older_names)})" if option.older_names else ""
-        raise ConfigError(f"{place}{key} = {value!r} is not allowed, expected {option.allowed}{older}") from err
+        wrong = f"{key} = {value!r} is not allowed, expected {option.allowed}"
+        if option.older_names:
+            wrong = f"{wrong} (older names: {', '.join(option.older_names)})"
+        raise ConfigError(f"{where}: {wrong}" if where else wrong) from err
 
 
 def _convert(option: Option, value: object, from_text: bool) -> Value:
@@ -470,8 +477,10 @@ def _notes_on(raw: Mapping[str, object]) -> tuple[str, ...]:
         notes.append(f"{', '.join(names)} {'is' if len(names) == 1 else 'are'} gone: {instead}")
     others = [key for key in unknown if not near[key]]
     if others:
-        more = f" and {len(others) - 8} more" if len(others) > 8 else ""
-        notes.append(f"keys of the file that are kept but not used: {', '.join(others[:8])}{more}")
+        named = ", ".join(others[:8])
+        if len(others) > 8:
+            named = f"{named} and {len(others) - 8} more"
+        notes.append(f"keys of the file that are kept but not used: {named}")
     if _version_of(raw) > CONFIG_VERSION:
         notes.append(f"the file is of a newer ZeMosaic ({VERSION_KEY} {raw[VERSION_KEY]}); parts may be ignored")
     return tuple(notes)

@@ -491,8 +491,9 @@ def _check_scale(wcs: WCS) -> None:
     if smallest < 1e-6 * largest:
         raise FrameError("the WCS has a singular matrix")
     if smallest < low or largest > high:
-        scales = f"{smallest:.3g} to {largest:.3g}"
-        raise FrameError(f"the WCS is nonsense: {scales} arcsec per pixel is outside {low} to {high}")
+        raise FrameError(
+            f"the WCS is nonsense: {smallest:.3g} to {largest:.3g} arcsec per pixel is outside {low} to {high}"
+        )
 
 
 def _longitude_first(wcs: WCS) -> WCS:

@@ -403,8 +403,8 @@ class _Reader:
             self._fail(_first_few(self.problems))
         return content
 
-    def _fail(self, what: str) -> NoReturn:
-        raise PlanError(f"{self.path}: {what}")
+    def _fail(self, what: str, place: str = "") -> NoReturn:
+        raise PlanError(": ".join(filter(None, (str(self.path), place, what))))
 
     def _parsed(self) -> object:
         try:
@@ -428,11 +428,10 @@ class _Reader:
 
     def _object(self, value: object, place: str, needed: set[str], allowed: set[str]) -> dict:
         content = self._typed(value, dict, place or "the file", "an object, {...}")
-        prefix = f"{place}: " if place else ""
         for key in sorted(needed - content.keys()):
-            self._fail(f"{prefix}{key!r} is missing")
+            self._fail(f"{key!r} is missing", place)
         for key in content.keys() - needed - allowed:
-            self._fail(f"{prefix}unknown key {key!r}; known: {', '.join(sorted(needed | allowed))}")
+            self._fail(f"unknown key {key!r}; known: {', '.join(sorted(needed | allowed))}", place)
         return content
 
     def _typed(self, value: object, kind: type, place: str, wanted: str):
@@ -469,8 +468,10 @@ class _Reader:
         frame = self._text(value, place)
         if frame not in self.known:
             near = difflib.get_close_matches(frame, self.known, n=1) if len(self.problems) < _MOST_TOLD else []
-            hint = f"; did you mean {near[0]!r}?" if near else ""
-            self.problems.append(f"{place}: the run has no frame {frame!r}{hint}")
+            unknown = f"the run has no frame {frame!r}"
+            if near:
+                unknown = f"{unknown}, did you mean {near[0]!r}?"
+            self.problems.append(f"{place}: {unknown}")
         elif frame in self.first_place:
             self.problems.append(f"{place}: {frame!r} stands in {self.first_place[frame]} already")
         self.first_place.setdefault(frame, place)

@@ -15,6 +15,7 @@ from parallel_utils import machine, workers_for
 from zemosaic_gui_form import OptionRow
 from zemosaic_gui_helper import Helper
 from zemosaic_gui_parts import Card, label
+from zemosaic_gui_sentences import told
 from zemosaic_gui_settings import Settings
 from zemosaic_gui_text import tr
 from zemosaic_gui_theme import FollowsLanguage
@@ -123,7 +124,7 @@ class GridGroup(FollowsLanguage, Card):
         if self._gpu is None:
             return tr("grid.gpu.looking")
         names, reason = self._gpu
-        return tr("grid.gpu.found", names=", ".join(names)) if names else tr("grid.gpu.none", reason=reason)
+        return tr("grid.gpu.found", names=", ".join(names)) if names else tr("grid.gpu.none", reason=told(reason))
 
     def _show_gpu(self, names: list[str], reason: str) -> None:
         self._gpu = names, reason

@@ -17,7 +17,6 @@ from PySide6.QtWidgets import (
     QLineEdit,
     QProgressBar,
     QPushButton,
-    QScrollArea,
     QStackedWidget,
     QTabWidget,
     QVBoxLayout,
@@ -25,8 +24,21 @@ from PySide6.QtWidgets import (
 )
 
 from zemosaic_events import PhaseProgress, SurveyDone, SurveyFrame, SurveyFrames
+from zemosaic_gui_frame_card import FrameCard
 from zemosaic_gui_lazy import LazyWidget
-from zemosaic_gui_parts import GAP, Card, bytes_range, bytes_text, duration_range, duration_text, label
+from zemosaic_gui_parts import (
+    GAP,
+    PROGRESS_MS,
+    Card,
+    Later,
+    bytes_range,
+    bytes_text,
+    duration_range,
+    duration_text,
+    label,
+    scroll_area,
+)
+from zemosaic_gui_sentences import told
 from zemosaic_gui_settings import Settings
 from zemosaic_gui_text import tr
 from zemosaic_gui_theme import FollowsLanguage
@@ -116,6 +128,8 @@ class Summary(Card):
         self.values: dict[str, QLabel] = {}
         self.notes = label("faint", wrap=True)
         self.trouble = label("error", wrap=True)
+        self._progress = 0, 0
+        self._soon = Later(self, PROGRESS_MS, self._show_progress)
         for widget in (self._heading, self.progress, self.status):
             self.column.addWidget(widget)
         self.column.addLayout(self._form(self._FACTS))
@@ -152,7 +166,7 @@ class Summary(Card):
             self._say(name, "–")
         self.trouble.hide()
         notes = done.notes if done else ()
-        self.notes.setText("\n\n".join(f"{note[:1].upper()}{note[1:]}." for note in notes))
+        self.notes.setText("\n\n".join(f"{note[:1].upper()}{note[1:]}." for note in map(told, notes)))
         self.notes.setVisible(bool(notes))
         if not placed:
             return
@@ -169,11 +183,16 @@ class Summary(Card):
 
     def show_trouble(self, text: str) -> None:
         """Show a sentence that the user must not miss."""
-        self.trouble.setText(text)
+        self.trouble.setText(told(text))
         self.trouble.show()
 
     def show_progress(self, done: int, total: int) -> None:
-        """Show how many frames have been looked at."""
+        """Show, soon, how many frames have been looked at."""
+        self._progress = done, total
+        self._soon.soon()
+
+    def _show_progress(self) -> None:
+        done, total = self._progress
         self.progress.show()
         self.progress.setRange(0, total)
         self.progress.setValue(done)
@@ -181,6 +200,7 @@ class Summary(Card):
 
     def show_rest(self, text: str = "") -> None:
         """Show that nothing is going on."""
+        self._soon.stop()
         self.progress.hide()
         self.status.setText(text)
         self.status.setVisible(bool(text))
@@ -203,37 +223,6 @@ def _counted(values: Iterable[str]) -> str:
         return next(iter(counts))
     shown = [f"{value} ({n})" for value, n in counts.most_common(4)]
     return ", ".join([*shown, "…"] if len(counts) > 4 else shown)
-
-
-class FrameCard(Card):
-    """The frame that the user looks at: what it is, and why it is in or out; `wished` (id, out) changes that."""
-
-    wished = Signal(str, bool)
-
-    def __init__(self) -> None:
-        super().__init__(spacing=6)
-        self._frame: SurveyFrame | None = None
-        self._out = False
-        self.name, self.text = label("heading", wrap=True), label("faint", wrap=True)
-        self.button = QPushButton()
-        self.button.clicked.connect(lambda: self.wished.emit(self._frame.frame_id, not self._out))
-        for widget in (self.name, self.text, self.button):
-            self.column.addWidget(widget)
-        self.hide()
-
-    def show_frame(self, frame: SurveyFrame | None, out: bool) -> None:
-        """Show a frame, or none; `out` if the user leaves it out."""
-        self._frame, self._out = frame, out
-        self.setVisible(frame is not None)
-        if frame is None:
-            return
-        self.name.setText(frame.frame_id)
-        exposure = "" if frame.exposure_s is None else tr("time.seconds", n=f"{frame.exposure_s:g}")
-        facts = (exposure, frame.filter, frame.instrument, frame.date.replace("T", " ")[:19])
-        state = tr("frame.excluded") if out else frame.reason or tr("frame.in")
-        self.text.setText(" · ".join(filter(None, facts)) + "\n" + state)
-        self.button.setText(tr("frame.take_in" if out else "frame.leave_out"))
-        self.button.setVisible(frame.usable or out)
 
 
 class InputPage(FollowsLanguage, QWidget):
@@ -281,16 +270,12 @@ class InputPage(FollowsLanguage, QWidget):
         column.addWidget(self.summary)
         column.addWidget(self.frame)
         column.addStretch(1)
-        area = QScrollArea(widgetResizable=True)
-        area.setHorizontalScrollBarPolicy(Qt.ScrollBarPolicy.ScrollBarAlwaysOff)
-        area.setFixedWidth(_SUMMARY_WIDTH)
-        area.setWidget(side)
         content = QWidget()
         row = QHBoxLayout(content)
         row.setContentsMargins(0, 0, 0, 0)
         row.setSpacing(GAP)
         row.addWidget(self.tabs, 1)
-        row.addWidget(area)
+        row.addWidget(scroll_area(side, _SUMMARY_WIDTH))
         self.stack.addWidget(self.drop)
         self.stack.addWidget(content)
         page = QVBoxLayout(self)
@@ -439,8 +424,10 @@ class InputPage(FollowsLanguage, QWidget):
 
     def shutdown(self) -> None:
         """End what the page has started."""
+        self.summary.show_rest()
         self.map.shutdown()
         self.table.shutdown()
+        self.frame.shutdown()
 
     def retranslate(self) -> None:
         """Take the words anew."""

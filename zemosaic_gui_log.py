@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 from datetime import datetime
+from functools import partial
 from html import escape
 from typing import NamedTuple
 
@@ -21,6 +23,7 @@ from PySide6.QtWidgets import (
     QWidget,
 )
 
+from zemosaic_gui_sentences import told
 from zemosaic_gui_text import tr
 from zemosaic_gui_theme import FollowsLanguage
 
@@ -29,12 +32,25 @@ _MOST_LINES = 5000
 _COLOURS = {"WARNING": "#c47f17", "ERROR": "#d2453a"}  # readable on light and dark
 
 
+#: A sentence of a run, in English, or what says something in the language in use.
+Words = str | Callable[[], str]
+
+
+def _spoken(words: Words) -> Callable[[], str]:
+    return partial(told, words) if isinstance(words, str) else words
+
+
 class LogLine(NamedTuple):
-    """A line of the log."""
+    """A line of the log; it is said anew each time it is shown."""
 
     time: str
     level: str
-    text: str
+    say: Callable[[], str]
+
+    @property
+    def text(self) -> str:
+        """The line in the language in use."""
+        return self.say()
 
 
 class LogView(FollowsLanguage, QWidget):
@@ -59,9 +75,10 @@ class LogView(FollowsLanguage, QWidget):
         column.addWidget(self.view, 1)
         self.retranslate()
 
-    def add(self, text: str, level: str = "INFO") -> None:
+    def add(self, words: Words, level: str = "INFO") -> None:
         """Add a line."""
-        line = LogLine(datetime.now().strftime("%H:%M:%S"), level if level in LEVELS else "INFO", text)
+        time = datetime.now().strftime("%H:%M:%S")
+        line = LogLine(time, level if level in LEVELS else "INFO", _spoken(words))
         self.lines.append(line)
         if self._wanted(line):
             self.view.appendHtml(_html(line))
@@ -72,8 +89,10 @@ class LogView(FollowsLanguage, QWidget):
         self.view.clear()
 
     def _wanted(self, line: LogLine) -> bool:
-        loud = LEVELS.index(line.level) >= self.level.currentIndex()
-        return loud and all(word in line.text.casefold() for word in self.search.text().casefold().split())
+        if LEVELS.index(line.level) < self.level.currentIndex():
+            return False
+        words = self.search.text().casefold().split()
+        return not words or all(word in line.text.casefold() for word in words)
 
     def _show_all(self) -> None:
         self.view.clear()
@@ -90,6 +109,8 @@ class LogView(FollowsLanguage, QWidget):
         self.search.setPlaceholderText(tr("log.search"))
         self.search.setAccessibleName(tr("log.search"))
         self.view.setAccessibleName(tr("run.log"))
+        if self.lines:
+            self._show_all()
 
 
 def _html(line: LogLine) -> str:
@@ -105,6 +126,7 @@ class Problems(FollowsLanguage, QTreeWidget):
 
     def __init__(self) -> None:
         super().__init__()
+        self._words: list[tuple[Callable[[], str], Callable[[], str]]] = []
         self.setRootIsDecorated(False)
         self.setUniformRowHeights(True)
         self.setAlternatingRowColors(True)
@@ -113,19 +135,27 @@ class Problems(FollowsLanguage, QTreeWidget):
         self.header().resizeSection(0, 170)
         self.retranslate()
 
-    def add(self, what: str, why: str) -> None:
+    def add(self, what: Words, why: Words) -> None:
         """Add a line."""
-        item = QTreeWidgetItem(self, [what, why])
-        item.setToolTip(0, what)
-        item.setToolTip(1, why)
+        self._words.append((_spoken(what), _spoken(why)))
+        self._say(QTreeWidgetItem(self), *self._words[-1])
         self.counted.emit(self.topLevelItemCount())
 
     def clear(self) -> None:
         """Forget all lines."""
         super().clear()
+        self._words.clear()
         self.counted.emit(0)
 
     def retranslate(self) -> None:
         """Take the words anew."""
         self.setHeaderLabels([tr("problems.what"), tr("problems.why")])
         self.setAccessibleName(tr("problems.name"))
+        for row, words in enumerate(self._words):
+            self._say(self.topLevelItem(row), *words)
+
+    @staticmethod
+    def _say(item: QTreeWidgetItem, *words: Callable[[], str]) -> None:
+        for column, say in enumerate(words):
+            item.setText(column, say())
+            item.setToolTip(column, say())

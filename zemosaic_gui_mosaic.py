@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from PySide6.QtCore import Qt
 from PySide6.QtWidgets import (
     QButtonGroup,
     QCheckBox,
@@ -20,7 +19,8 @@ from PySide6.QtWidgets import (
 from zemosaic_config import OPTIONS
 from zemosaic_gui_form import OptionRow
 from zemosaic_gui_grid_group import GRID_KEYS, GridGroup
-from zemosaic_gui_parts import GAP, Card, label
+from zemosaic_gui_parts import GAP, Card, label, scroll_area
+from zemosaic_gui_sentences import told
 from zemosaic_gui_settings import PRESETS, Settings
 from zemosaic_gui_text import section_label, tr
 from zemosaic_gui_theme import FollowsLanguage
@@ -112,10 +112,7 @@ class AllOptions(Card):
             column.addWidget(row)
         column.addWidget(self._none)
         column.addStretch(1)
-        area = QScrollArea(widgetResizable=True)
-        area.setHorizontalScrollBarPolicy(Qt.ScrollBarPolicy.ScrollBarAlwaysOff)
-        area.setWidget(inside)
-        return area
+        return scroll_area(inside)
 
     def _look(self) -> None:
         """Show what the words are found in, advanced or not; without words what most users need."""
@@ -168,13 +165,10 @@ class MosaicPage(FollowsLanguage, QWidget):
         left.addWidget(self.grid)
         left.addLayout(files)
         left.addStretch(1)
-        area = QScrollArea(widgetResizable=True)
-        area.setHorizontalScrollBarPolicy(Qt.ScrollBarPolicy.ScrollBarAlwaysOff)
-        area.setWidget(inside)
         row = QHBoxLayout(self)
         row.setContentsMargins(GAP, GAP, GAP, GAP)
         row.setSpacing(GAP)
-        row.addWidget(area, 5)
+        row.addWidget(scroll_area(inside), 5)
         row.addWidget(self.options, 6)
 
     def look_for_gpu(self) -> None:
@@ -190,17 +184,17 @@ class MosaicPage(FollowsLanguage, QWidget):
         try:
             self._settings.load(path)
         except ConfigError as error:
-            QMessageBox.warning(self, tr("settings.load"), str(error))
+            QMessageBox.warning(self, tr("settings.load"), told(str(error)))
             return
         if self._settings.notes:
-            QMessageBox.information(self, tr("settings.load"), "\n\n".join(self._settings.notes))
+            QMessageBox.information(self, tr("settings.load"), "\n\n".join(map(told, self._settings.notes)))
 
     def save_settings(self, path: str) -> None:
         """Write all options into a file, or say why not."""
         try:
             self._settings.save_as(path)
         except ConfigError as error:
-            QMessageBox.warning(self, tr("settings.save"), str(error))
+            QMessageBox.warning(self, tr("settings.save"), told(str(error)))
 
     def _ask_load(self) -> None:
         path, _ = QFileDialog.getOpenFileName(self, tr("settings.load"), "", "JSON (*.json)")

@@ -42,6 +42,7 @@ def run() -> int:
         raise DesktopMissing(_MISSING.format(reason=error)) from error
 
     from zemosaic_config import load_file
+    from zemosaic_gui_sentences import told
     from zemosaic_gui_settings import Settings
     from zemosaic_gui_text import ENGLISH, languages, set_language, tr
     from zemosaic_gui_theme import apply_theme
@@ -62,7 +63,7 @@ def run() -> int:
     window = MainWindow(settings, memory)
     bring_to_front(window)
     if trouble:
-        QMessageBox.warning(window, tr("program"), tr("settings.broken", reason=trouble))
+        QMessageBox.warning(window, tr("program"), tr("settings.broken", reason=told(trouble)))
     return application.exec()
 
 

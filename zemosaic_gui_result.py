@@ -5,11 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 from PySide6.QtCore import Qt, Signal
-from PySide6.QtWidgets import QFileDialog, QHBoxLayout, QPushButton, QScrollArea, QTabWidget, QVBoxLayout, QWidget
+from PySide6.QtWidgets import QFileDialog, QHBoxLayout, QPushButton, QTabWidget, QVBoxLayout, QWidget
 
+from zemosaic_gui_frame_card import FrameGlimpse
 from zemosaic_gui_helper import Helper
 from zemosaic_gui_lazy import LazyWidget
-from zemosaic_gui_parts import GAP, Card, duration_text, label, show_folder
+from zemosaic_gui_parts import GAP, Card, duration_text, label, scroll_area, show_folder
+from zemosaic_gui_sentences import told
 from zemosaic_gui_text import tr
 from zemosaic_gui_theme import FollowsLanguage
 from zemosaic_types import RunResult
@@ -39,7 +41,7 @@ class ResultPage(FollowsLanguage, QWidget):
         self.place = label("faint", wrap=True)
         self.place.setTextInteractionFlags(Qt.TextInteractionFlag.TextSelectableByMouse)
         self.report, self.without, self.other = QPushButton(), QPushButton(), QPushButton()
-        self.trouble = label("error", wrap=True)
+        self.trouble, self.picture = label("error", wrap=True), FrameGlimpse()
         self._helper = Helper(self)
         self._helper.done.connect(lambda _said: self._show_report())
         self._helper.failed.connect(self._show_no_report)
@@ -58,20 +60,18 @@ class ResultPage(FollowsLanguage, QWidget):
         for widget in (self.report, self.without, self.other, self.trouble):
             side.column.addWidget(widget)
         self.trouble.hide()
+        self.picture.hide()
         inside = QWidget()
         column = QVBoxLayout(inside)
         column.setContentsMargins(0, 0, 0, 0)
         column.addWidget(side)
+        column.addWidget(self.picture)
         column.addStretch(1)
-        area = QScrollArea(widgetResizable=True)
-        area.setHorizontalScrollBarPolicy(Qt.ScrollBarPolicy.ScrollBarAlwaysOff)
-        area.setFixedWidth(_SIDE_WIDTH)
-        area.setWidget(inside)
         row = QHBoxLayout(self)
         row.setContentsMargins(GAP, GAP, GAP, GAP)
         row.setSpacing(GAP)
         row.addWidget(self.tabs, 1)
-        row.addWidget(area)
+        row.addWidget(scroll_area(inside, _SIDE_WIDTH))
 
     def _with_viewer(self, viewer: QWidget) -> None:
         if self._path is not None:
@@ -79,6 +79,7 @@ class ResultPage(FollowsLanguage, QWidget):
 
     def _with_new_table(self, table: QWidget) -> None:
         table.excluded_changed.connect(self.excluded_changed)
+        table.frame_selected.connect(lambda frame_id: self.picture.show_frame(table.path_of(frame_id)))
         self._with_table(table)
 
     def _with_table(self, table: QWidget) -> None:
@@ -112,6 +113,7 @@ class ResultPage(FollowsLanguage, QWidget):
     def _open(self, path: Path) -> None:
         self._path = path
         self.trouble.hide()
+        self.picture.show_frame("")
         if self.viewer.widget is not None:
             self._with_viewer(self.viewer.widget)
         if self.table.widget is not None:
@@ -164,7 +166,7 @@ class ResultPage(FollowsLanguage, QWidget):
 
     def _show_no_report(self, words: str) -> None:
         self._offer_report()
-        self.trouble.setText(words or tr("result.report.failed"))
+        self.trouble.setText(told(words) or tr("result.report.failed"))
         self.trouble.show()
 
     def shutdown(self) -> None:
@@ -172,6 +174,7 @@ class ResultPage(FollowsLanguage, QWidget):
         self._helper.shutdown()
         self.viewer.shutdown()
         self.table.shutdown()
+        self.picture.shutdown()
 
     def retranslate(self) -> None:
         """Take the words anew."""

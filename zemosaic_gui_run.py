@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 
 from PySide6.QtCore import QTimer
@@ -27,6 +28,7 @@ from zemosaic_gui_eta import Outlook, RunClock
 from zemosaic_gui_lazy import LazyWidget
 from zemosaic_gui_log import LogView, Problems
 from zemosaic_gui_parts import GAP, Card, duration_range, duration_text, label
+from zemosaic_gui_sentences import told
 from zemosaic_gui_text import tr
 from zemosaic_gui_theme import FollowsLanguage
 from zemosaic_types import RunDied
@@ -146,7 +148,7 @@ class RunPage(FollowsLanguage, QWidget):
                 self._mark(tile, "DONE")
             case TileFailed(tile, reason):
                 self._mark(tile, "FAILED")
-                self.problems.add(tr("problems.tile", tile=tile), reason)
+                self.problems.add(partial(tr, "problems.tile", tile=tile), reason)
             case FrameLeftOut(left_out) if left_out.missed:
                 self.problems.add(Path(left_out.path).name, left_out.reason)
         text, _, level = describe(event)
@@ -155,7 +157,7 @@ class RunPage(FollowsLanguage, QWidget):
     def _on_progress(self, event: PhaseProgress) -> None:
         phase, done, total, unit = event.phase, event.done, event.total, event.unit
         if phase != self._clock.phase:
-            self.log.add(_phase(phase))
+            self.log.add(partial(_phase, phase))
         self._clock.hear(event)
         self.progress.setValue(max(self.progress.value(), round(_STEPS * self._clock.fraction)))
         self._status = (f"phase.{phase}" if phase in _PHASES else "run.phase", {"phase": phase})
@@ -179,7 +181,7 @@ class RunPage(FollowsLanguage, QWidget):
     def stopping(self) -> None:
         """The run was asked to stop."""
         self._say("run.stopping")
-        self.log.add(tr("run.stopping"))
+        self.log.add(partial(tr, "run.stopping"))
 
     def end(self, event: RunFinished, outcome: object) -> None:
         """The run has ended."""
@@ -196,8 +198,8 @@ class RunPage(FollowsLanguage, QWidget):
         self.progress.setValue(_STEPS if good else self.progress.value())
         reason = str(outcome) if event.reason is FinishReason.ERROR else ""
         if reason:
-            self.problems.add(tr("problems.run"), reason)
-        self.log.add("\n".join(filter(None, (tr(names[event.reason]), reason))), "INFO" if good else "ERROR")
+            self.problems.add(partial(tr, "problems.run"), reason)
+        self.log.add(partial(_ending, names[event.reason], reason), "INFO" if good else "ERROR")
         self._say(names[event.reason], reason)
 
     def _say(self, key: str, details: str = "") -> None:
@@ -207,7 +209,7 @@ class RunPage(FollowsLanguage, QWidget):
     def _show_status(self) -> None:
         key, values = self._status
         self.status.setText(tr(key, **values))
-        self.detail.setText("\n".join(self._details.splitlines()[:_LINES_AT_MOST]))
+        self.detail.setText(told("\n".join(self._details.splitlines()[:_LINES_AT_MOST])))
         self.detail.setVisible(bool(self._details))
 
     def _show_eta(self) -> None:
@@ -237,6 +239,10 @@ class RunPage(FollowsLanguage, QWidget):
 
 def _phase(phase: str) -> str:
     return tr(f"phase.{phase}") if phase in _PHASES else tr("run.phase", phase=phase)
+
+
+def _ending(key: str, reason: str) -> str:
+    return "\n".join(filter(None, (tr(key), told(reason))))
 
 
 def eta_text(outlook: Outlook | None) -> str:

@@ -3,7 +3,8 @@
 A language is one JSON file, ``zemosaic_locales/xx.json``: a text by its key, with placeholders in braces. A file
 of that form in the folder ``languages`` beside the user's configuration is one more language, or replaces texts of
 one. What a language lacks is said in English. Labels and help of options are English in the table of options
-(`zemosaic_config.OPTIONS`); a language translates them under ``option.KEY.label`` and ``option.KEY.help``.
+(`zemosaic_config.OPTIONS`); a language translates them under ``option.KEY.label`` and ``option.KEY.help``. What a
+run tells is English; a language translates it in the object ``sentences`` (`zemosaic_gui_sentences`).
 """
 
 from __future__ import annotations
@@ -24,8 +25,8 @@ def _folders() -> tuple[Path, ...]:
     return _SHIPPED, config_path().parent / "languages"
 
 
-def _read(path: Path) -> dict[str, str]:
-    """Return the texts of a file; a file of somebody else's that cannot be used is logged and gives none."""
+def _read(path: Path) -> dict[str, object]:
+    """Return the content of a file; one of somebody else's that cannot be used is logged and has none."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -34,17 +35,29 @@ def _read(path: Path) -> dict[str, str]:
     if not isinstance(content, dict):
         logger.warning("the language file %s must hold one JSON object", path)
         return {}
-    return {key: text for key, text in content.items() if isinstance(text, str)}
+    return content
+
+
+def _contents(code: str) -> list[dict[str, object]]:
+    """Return what the files of a language hold; the user's comes last, and so before the program's."""
+    paths = (folder / f"{code}.json" for folder in _folders())
+    return [_read(path) for path in paths if path.is_file()]
+
+
+def _texts_in(content: object) -> dict[str, str]:
+    known = content if isinstance(content, dict) else {}
+    return {key: text for key, text in known.items() if isinstance(text, str)}
 
 
 def texts_of(code: str) -> dict[str, str]:
     """Return all texts that a language has, by their keys; a user's file comes before the program's."""
-    texts: dict[str, str] = {}
-    for folder in _folders():
-        path = folder / f"{code}.json"
-        if path.is_file():
-            texts |= _read(path)
-    return texts
+    return {key: text for content in _contents(code) for key, text in _texts_in(content).items()}
+
+
+def sentences_of(code: str) -> dict[str, str]:
+    """Return how a language says the English sentences of a run, by these; a user's file comes first here too."""
+    parts = (_texts_in(content.get("sentences")) for content in _contents(code))
+    return {english: text for part in parts for english, text in part.items()}
 
 
 def languages() -> dict[str, str]:
@@ -59,6 +72,7 @@ class _Current:
     def __init__(self) -> None:
         self.english = texts_of(ENGLISH)
         self.code, self.texts = ENGLISH, self.english
+        self.sentences: dict[str, str] = {}
 
 
 _current = _Current()
@@ -73,6 +87,12 @@ def set_language(code: str) -> None:
     """Use a language from now on; widgets take their words anew when Qt tells them of a change of language."""
     _current.code = code
     _current.texts = _current.english | texts_of(code)
+    _current.sentences = sentences_of(code)
+
+
+def sentences() -> dict[str, str]:
+    """Return those of the language in use: another object after each `set_language`."""
+    return _current.sentences
 
 
 def tr(key: str, **values: object) -> str:

@@ -30,6 +30,7 @@ from zemosaic_gui_mosaic import MosaicPage
 from zemosaic_gui_parts import duration_range, label, make_primary, show_folder
 from zemosaic_gui_result import ResultPage
 from zemosaic_gui_run import RunPage
+from zemosaic_gui_sentences import told
 from zemosaic_gui_settings import Settings
 from zemosaic_gui_text import language, languages, set_language, tr
 from zemosaic_gui_theme import THEMES, FollowsLanguage, apply_theme
@@ -257,7 +258,7 @@ class MainWindow(FollowsLanguage, QMainWindow):
         try:
             job.start(request)
         except ZeMosaicError as error:
-            QMessageBox.warning(self, tr("program"), str(error))
+            QMessageBox.warning(self, tr("program"), told(str(error)))
             return str(error)
         return ""
 
@@ -387,7 +388,7 @@ class MainWindow(FollowsLanguage, QMainWindow):
         self._show_state()
         if self._leaving:
             self.close()
-        elif isinstance(outcome, ProductExistsError) and self._ask("replace", str(outcome)):
+        elif isinstance(outcome, ProductExistsError) and self._ask("replace", told(str(outcome))):
             self.start(overwrite=True, drop_suggested=self._drop_suggested)
 
     def _ask(self, name: str, text: str) -> bool:
@@ -404,7 +405,7 @@ class MainWindow(FollowsLanguage, QMainWindow):
         try:
             self.settings.keep_edits(config_path())
         except ConfigError as error:
-            QMessageBox.warning(self, tr("program"), str(error))
+            QMessageBox.warning(self, tr("program"), told(str(error)))
 
     # ---- language and theme ------------------------------------------------------------------------------
 

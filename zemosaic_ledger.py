@@ -18,8 +18,14 @@ from zemosaic_harm import MAX_SHARE, Harm, Levels, Prediction, Quality, Stack, p
 from zemosaic_outputs import COLOURED, COLOURS, LedgerRow
 from zemosaic_types import PlanError
 
-#: How the reason of a frame begins that was left out because it was suggested; so the next run remembers it.
-AS_SUGGESTED = "left out as suggested: "
+
+def as_suggested(reason: str) -> str:
+    """Return the reason in the ledger of a frame that is left out because that was suggested."""
+    return f"left out as suggested: {reason}"
+
+
+#: How it begins; so the next run remembers it.
+AS_SUGGESTED = as_suggested("")
 #: The reason in the ledger of a frame that the user named.
 EXCLUDED = "left out by the user"
 

@@ -347,8 +347,10 @@ class TileWork:
         work, book = self._open[tile.number], self.book
         n_failed = len(work.failures)
         if n_failed:
-            part = f"{n_failed} of its {work.n_tasks} cells: " if n_failed < work.n_tasks else ""
-            book.fail_tile(tile.number, f"{part}{work.failures[0]}")
+            reason, n_tasks = work.failures[0], work.n_tasks
+            book.fail_tile(
+                tile.number, f"{n_failed} of its {n_tasks} cells: {reason}" if n_failed < n_tasks else reason
+            )
         if n_failed == work.n_tasks:
             work.stream.abort()
             return

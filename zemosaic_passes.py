@@ -15,7 +15,7 @@ from zemosaic_events import RunStarted, tagged_logger
 from zemosaic_fits_io import read_frame_header
 from zemosaic_flat_frames import flatten_frames
 from zemosaic_frame_source import StackFrame
-from zemosaic_ledger import AS_SUGGESTED, EXCLUDED, frames_to_drop
+from zemosaic_ledger import EXCLUDED, as_suggested, frames_to_drop
 from zemosaic_match import MatchedFrames, MatchOptions, match_frames
 from zemosaic_measure import MeasuredFrame, cell_size_px, measure_frames
 from zemosaic_photometry import Match
@@ -56,7 +56,7 @@ def unwanted_frames(ledger: Path, *, drop_suggested: bool, excluded: Sequence[st
         If suggestions are asked for and the ledger cannot be read.
     """
     suggested = frames_to_drop(ledger) if drop_suggested else {}
-    return {name: AS_SUGGESTED + reason for name, reason in suggested.items()} | dict.fromkeys(excluded, EXCLUDED)
+    return {name: as_suggested(reason) for name, reason in suggested.items()} | dict.fromkeys(excluded, EXCLUDED)
 
 
 def read_frames(
@@ -154,12 +154,11 @@ def solve_all(records: list[FrameRecord], options: SolveOptions, book: RunBook) 
         solver = choose_solver(options)
         logger.info("%d frame(s) go to %s", len(wanted), solver.name)
     except SolverMissing as missing:
-        solver, why = None, f" ({missing})" if str(missing) else ""
+        solver, none = None, "no plate solver is there"
+        if str(missing):
+            none = f"no plate solver is there ({missing})"
         if options.method != "none":
-            book.say(
-                f"{len(wanted)} frame(s) are to be solved and no plate solver is there{why}. {HOW_TO_INSTALL}",
-                "WARNING",
-            )
+            book.say(f"{len(wanted)} frame(s) are to be solved and {none}. {HOW_TO_INSTALL}", "WARNING")
     cache = WcsCache(book.paths.folder / CACHE_NAME)
     how = {"placed": placed, "on_progress": book.progress("solve"), "cancel": book.cancel}
     verdicts = solve_frames(wanted, solver, options, cache, **how)

@@ -22,7 +22,7 @@ Which = Callable[[str], str | None]
 
 #: What to do where there is no plate solver.
 HOW_TO_INSTALL = (
-    "Debian and Ubuntu: apt-get install astrometry.net astrometry-data-tycho2; or ASTAP and one of its star "
+    "Debian and Ubuntu: apt-get install astrometry.net astrometry-data-tycho2, or ASTAP and one of its star "
     "databases from www.hnsky.org"
 )
 

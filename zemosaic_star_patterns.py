@@ -47,6 +47,7 @@ _FIELD_POINTS = 24
 _CROWD = 8
 _SOFT_ROUNDS, _TAN_ROUNDS = 10, 3
 _SOFT_PX, _CLIP_SIGMA, _CLIP_FLOOR_PX = 0.1, 4.0, 0.3
+_WIDEST_DEG = 60.0  # of a frame; stars further apart are not in one
 
 
 @dataclass(frozen=True)
@@ -337,7 +338,8 @@ def fit_tan(
     x, y : ndarray, shape (m,)
         Places in the frame's pixels; m >= 2. Those of a minority that fit far worse than the others do not count.
     sky_deg : ndarray, shape (m, 2)
-        Right ascension and declination of the same stars.
+        Right ascension and declination of the same stars. Those that a wrong WCS puts far from the others, or
+        nowhere (NaN), do not count either.
     shape : tuple of int
         ``(ny, nx)`` of the frame.
     parity : int
@@ -349,6 +351,8 @@ def fit_tan(
     away = x + 1j * y - centre
     away = away if parity > 0 else away.conj()
     weight = np.ones(away.size) if sigma is None else sigma**-2.0
+    together = _together(sky_deg)
+    away, sky_deg, weight = away[together], sky_deg[together], weight[together]
     wcs, pull = tan_wcs(_mean_direction(sky_deg), np.eye(2), shape), weight
     for _ in range(_SOFT_ROUNDS):
         _, off = _settled(wcs, away, sky_deg, pull)
@@ -386,5 +390,12 @@ def tan_wcs(crval_deg: tuple[float, float], matrix: np.ndarray, shape: tuple[int
     return wcs
 
 
+def _together(sky_deg: np.ndarray) -> np.ndarray:
+    """Return which stars (m,) can be in one frame: those around the one that has the most others near it."""
+    direction = unit_vectors(sky_deg)
+    near = direction @ direction.T > np.cos(np.deg2rad(_WIDEST_DEG))
+    return near[near.sum(axis=1).argmax()]
+
+
 def _mean_direction(sky_deg: np.ndarray) -> tuple[float, float]:
-    return place_deg(np.array([axis.sum() for axis in unit_vectors(sky_deg).T]))
+    return place_deg(unit_vectors(sky_deg).sum(axis=0))

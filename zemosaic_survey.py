@@ -344,8 +344,9 @@ def _find_solver(options: SolveOptions | None) -> tuple[PlateSolver | None, str]
     except SolverMissing as missing:
         if options.method == "none":
             return None, ""
-        why = f" ({missing})" if str(missing) else ""
-        return None, f"{NO_SOLVER}{why}. {HOW_TO_INSTALL}"
+        if str(missing):
+            return None, f"no plate solver is there ({missing}). {HOW_TO_INSTALL}"
+        return None, f"no plate solver is there. {HOW_TO_INSTALL}"
 
 
 def _geometry(record: FrameRecord) -> tuple[tuple[int, int], WCS]:

@@ -345,10 +345,11 @@ class RunHandle:
         if self._cancelled:
             return RunFinished(FinishReason.CANCELLED, "the run was cancelled")
         what, hint = _cause(self._child.returncode)
-        words = "\n".join(["", *_telling(list(self._last_words))])
         log = self._output_folder / "zemosaic.log"
-        where = f" (log: {log})" if log.is_file() else ""
-        return RunFinished(FinishReason.ERROR, f"the process of the run {what}{where}; {hint}{words}".rstrip())
+        if log.is_file():
+            what = f"{what} (log: {log})"
+        told = [f"the process of the run {what}; {hint}", *_telling(list(self._last_words))]
+        return RunFinished(FinishReason.ERROR, "\n".join(told).rstrip())
 
 
 def _end_of(outcome: _Returned | ZeMosaicError) -> RunFinished:

@@ -289,7 +289,7 @@ def first_frames(content):
 
 FAULTS = [
     ("unknown frame", lambda c: first_frames(c).append("b/22.fit"),
-     r"groups\[0\].frames\[2\]: the run has no frame 'b/22.fit'; did you mean 'b/2.fit'\?"),
+     r"groups\[0\].frames\[2\]: the run has no frame 'b/22.fit', did you mean 'b/2.fit'\?"),
     ("unknown frame like none", lambda c: first_frames(c).append("zzz"), r"the run has no frame 'zzz'$"),
     ("unknown ungrouped", lambda c: c["ungrouped"].append({"frame": "zzz"}),
      r"ungrouped\[1\].frame: the run has no frame 'zzz'"),

@@ -114,6 +114,21 @@ def test_classic_runs_where_grid_mode_is_off(qtbot, frames, tmp_path):
         assert window.result_page.heading.text() == "mosaic_classic.fits"
 
 
+def test_a_frame_is_seen_where_it_is_chosen(qtbot, frames, tmp_path):
+    values = dict(input_dir=str(frames), output_dir=str(tmp_path / "out"))
+    with opened(qtbot, **values) as window:
+        qtbot.waitUntil(lambda: not window.survey.running, timeout=LONG_MS)
+        card = window.input.frame
+        names = sorted(window.input.found.frames)
+        for name in names[:2]:
+            window.input.select(name)
+            assert card.name.text() == name
+            qtbot.waitUntil(lambda: not card.picture.busy, timeout=LONG_MS)
+            assert not card.picture.pixmap().isNull()
+        window.input.select("")
+        assert not card.isVisible()
+
+
 def test_what_a_run_will_make_follows_the_tick_at_grid_mode(qtbot, frames, tmp_path):
     values = dict(input_dir=str(frames), output_dir=str(tmp_path / "out"))
     with opened(qtbot, **values) as window:

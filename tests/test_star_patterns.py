@@ -227,6 +227,18 @@ def test_a_minority_of_stars_from_a_frame_whose_wcs_is_wrong_do_not_count(share)
     assert np.abs(away).max() < 0.1
 
 
+@pytest.mark.parametrize("place", [(190.0, -50.0), (100.0, 0.0), (np.nan, np.nan)])
+@pytest.mark.parametrize("n_wrong", [1, 15, 20])
+def test_stars_of_a_frame_on_the_other_side_of_the_sky_do_not_count(place, n_wrong):
+    truth = tan_wcs((10.0, 50.0), np.diag([-1e-3, 1e-3]), (500, 700))
+    x, y = np.random.default_rng(4).uniform(0, 500, (2, 40))
+    sky_deg = truth.all_pix2world(np.column_stack([x, y]), 0)
+    sky_deg[-n_wrong:] = sky_deg[-n_wrong:] - sky_deg[0] + place
+    found = fit_tan(x, y, sky_deg, (500, 700), -1)
+    corners = np.array([[0.0, 0.0], [699.0, 499.0]])
+    np.testing.assert_allclose(found.all_world2pix(truth.all_pix2world(corners, 0), 0), corners, atol=1e-4)
+
+
 def test_a_sure_star_counts_more_than_an_unsure_one():
     truth = tan_wcs((10.0, 50.0), np.diag([-1e-3, 1e-3]), (500, 700))
     rng = np.random.default_rng(3)

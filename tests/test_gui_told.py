@@ -1,0 +1,289 @@
+"""What the window shows of a run is in its language, and follows it: log, problems, tables, map, notes, boxes."""
+
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("PySide6")
+pytest.importorskip("pyqtgraph")
+
+from PySide6.QtCore import QEvent, Qt
+from PySide6.QtWidgets import QApplication
+
+from grid_mode import GridSettings
+from pictures import canvas_of, frames_on, nothing_left, settle
+from programs import answering, choose_frames, click, opened
+from surveys import CLASSIC, ClassicRun, Run, survey_in
+from test_bad_input import BAD_FRAMES, GOOD, file_of, spoiled_copy
+from zemosaic_events import (
+    FinishReason,
+    FrameLeftOut,
+    Message,
+    RunFinished,
+    SurveyDone,
+    SurveyFrame,
+    SurveyFrames,
+    TileFailed,
+    describe,
+)
+from zemosaic_gui_frames import FramesTable
+from zemosaic_gui_input import FrameCard, Summary
+from zemosaic_gui_log import LogView, Problems
+from zemosaic_gui_run import RunPage
+from zemosaic_gui_sentences import told
+from zemosaic_gui_skymap import SkyMap
+from zemosaic_gui_text import set_language
+from zemosaic_gui_viewer import MosaicViewer
+from zemosaic_ledger import judge, read_ledger
+from zemosaic_survey import SurveySettings, run_survey
+from zemosaic_synthetic import small_spec
+from zemosaic_types import FrameError, LeftOut, OutputError, PlanError
+
+EMPTY = "the file is empty"
+VIDE = "le fichier est vide"
+
+
+@pytest.fixture(autouse=True)
+def english_again():
+    yield
+    set_language("en")
+
+
+def speaking(code, widget):
+    """Change the language, as the window does."""
+    set_language(code)
+    QApplication.sendEvent(widget, QEvent(QEvent.Type.LanguageChange))
+
+
+# ---- whole runs ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def spoiled(tmp_path_factory):
+    """A folder with a bad frame of every kind."""
+    folder = tmp_path_factory.mktemp("told")
+    survey_in(folder / "good", small_spec(frames_per_panel=4))
+    return spoiled_copy(folder / "good", folder / "raw")
+
+
+def grid_run(folder, out):
+    return Run(folder, out, GridSettings(workers=1, solve=None, excluded=("Light_00_0002.fit", "none.fit")))
+
+
+def classic_run(folder, out):
+    return ClassicRun(folder, out, replace(CLASSIC, workers=1))
+
+
+def survey_run(folder, out):
+    events = []
+    run_survey(folder, out, SurveySettings(use_gpu=True, excluded=("Light_00_0002.fit",)), listener=events.append)
+    return type("Looked", (), {"events": events})
+
+
+def said_by(event):
+    """The sentences of an event that the window shows."""
+    match event:
+        case FrameLeftOut(item):
+            return [item.reason, describe(event)[0]]
+        case TileFailed(_, reason):
+            return [reason, describe(event)[0]]
+        case SurveyFrames(frames):
+            return [frame.reason for frame in frames if frame.reason]
+        case SurveyDone():
+            return [*event.notes, describe(event)[0]]
+        case RunFinished(_, message):
+            return [message] if message else []
+    return [describe(event)[0]] if not type(event).__name__.endswith("Progress") else []
+
+
+#: Words that no French sentence has; what stands in brackets may be another library's.
+ENGLISH_WORDS = re.compile(r"\b(the|its|it|is|are|of|from|with|cannot|frames?|left|that|and)\b")
+PATH = re.compile(r"/\S+|\bLight\S+|\bbad_\S+")
+
+
+@pytest.mark.parametrize("run", [grid_run, classic_run, survey_run])
+def test_every_sentence_of_a_run_on_bad_frames_is_french(spoiled, tmp_path, run):
+    events = run(spoiled, tmp_path / "out").events
+    sentences = {text for event in events for text in said_by(event)}
+    assert len(sentences) > 20
+    set_language("fr")
+    for text in sentences:
+        french = told(text)
+        assert french != text
+        own = PATH.sub("", re.sub(r"\(.*?\)", "", french))
+        assert not ENGLISH_WORDS.search(own), (text, french)
+    names = {name for name in map(file_of, BAD_FRAMES) if any(name in text for text in sentences)}
+    assert len(names) > 5 or run is survey_run
+
+
+def test_every_reason_of_a_ledger_is_french(spoiled, tmp_path):
+    rows, n_channels = read_ledger(grid_run(spoiled, tmp_path / "out").paths.ledger)
+    reasons = {row.reason for row in rows} | set(judge(rows, n_channels).remarks)
+    set_language("fr")
+    assert len(reasons) > 10
+    assert all(told(reason) != reason for reason in reasons - {""})
+
+
+def test_a_run_that_fails_says_why_in_french(spoiled, tmp_path):
+    raw = tmp_path / "raw"
+    raw.mkdir()
+    for case in ("empty", "constant"):
+        BAD_FRAMES[case][0](spoiled / GOOD, raw / file_of(case))
+    with pytest.raises(PlanError) as caught:
+        grid_run(raw, tmp_path / "out")
+    set_language("fr")
+    assert "aucune image utilisable dans" in told(str(caught.value)) or "aucune image n’a pu" in told(
+        str(caught.value)
+    )
+    assert VIDE in told(str(caught.value))
+
+
+# ---- the widgets -----------------------------------------------------------------------------------------
+
+
+def test_the_log_is_said_anew_in_another_language_and_searched_as_it_is_shown(qtbot):
+    log = LogView()
+    qtbot.addWidget(log)
+    log.add(f"left out /a/b.fit: {EMPTY}", "WARNING")
+    log.add(lambda: "always so")
+    assert EMPTY in log.view.toPlainText()
+    speaking("fr", log)
+    assert f"écartée, /a/b.fit : {VIDE}" in log.view.toPlainText()
+    assert EMPTY not in log.view.toPlainText()
+    log.search.setText("VIDE")
+    assert log.view.toPlainText().count("\n") == 0
+    assert VIDE in log.view.toPlainText()
+    log.search.setText("empty")
+    assert log.view.toPlainText() == ""
+    speaking("en", log)
+    assert EMPTY in log.view.toPlainText()
+
+
+def test_problems_are_said_anew(qtbot):
+    problems = Problems()
+    qtbot.addWidget(problems)
+    problems.add("b.fit", EMPTY)
+    speaking("fr", problems)
+    assert [problems.topLevelItem(0).text(k) for k in (0, 1)] == ["b.fit", VIDE]
+    assert problems.topLevelItem(0).toolTip(1) == VIDE
+    problems.clear()
+    speaking("en", problems)
+    assert problems.topLevelItemCount() == 0
+
+
+def test_the_page_of_a_run_follows_the_language_to_the_end(qtbot):
+    page = RunPage()
+    qtbot.addWidget(page)
+    page.begin("grid", None)
+    page.hear(TileFailed(3, "its memory is full, even for a small slab"))
+    page.hear(FrameLeftOut(LeftOut("/a/b.fit", EMPTY)))
+    page.hear(Message("GPU 0 is left alone for the rest of the run", "WARNING"))
+    page.stopping()
+    error = OutputError("/o/m.fits cannot be written: no permission")
+    page.end(RunFinished(FinishReason.ERROR, str(error)), error)
+    assert page.detail.text() == str(error)
+    speaking("fr", page)
+    for widget in (page.log, page.problems):
+        QApplication.sendEvent(widget, QEvent(QEvent.Type.LanguageChange))
+    assert page.detail.text() == "/o/m.fits ne peut pas être écrit : accès refusé"
+    log = page.log.view.toPlainText()
+    assert "la tuile 3 a échoué : sa mémoire est pleine" in log
+    assert "le GPU 0 est laissé de côté" in log
+    assert "Arrêt…" in log
+    assert "Le calcul a échoué\n/o/m.fits ne peut pas être écrit : accès refusé" in log
+    rows = [page.problems.topLevelItem(k) for k in range(3)]
+    assert [row.text(0) for row in rows] == ["Tuile 3", "b.fit", "Le calcul"]
+    assert rows[2].text(1) == "/o/m.fits ne peut pas être écrit : accès refusé"
+    page.shutdown()
+
+
+@pytest.fixture
+def reasoned():
+    """Two frames that can be used and one that cannot."""
+    bad = SurveyFrame("c.fit", "/a/c.fit", reason=EMPTY, usable=False)
+    return [*frames_on(canvas_of(), 2, seed=1), bad]
+
+
+def test_the_reasons_of_the_table_are_shown_sorted_and_searched_in_french(qtbot, reasoned):
+    table = FramesTable()
+    table.show()
+    with nothing_left(table):
+        table.set_frames(reasoned)
+        settle(qtbot, table)
+        column = [column.key for column in table.model.columns].index("reason")
+        speaking("fr", table)
+        row = table.model.row_of("c.fit")
+        assert table.model.index(row, column).data() == VIDE
+        assert table.model.index(row, column).data(Qt.ItemDataRole.ToolTipRole) == VIDE
+        table._search.setText("vide")
+        settle(qtbot, table)
+        assert table._filter.rowCount() == 1
+        table._search.setText("")
+        settle(qtbot, table)
+        table.model.sort(column)
+        assert table.model.lines[0].frame_id == "c.fit"
+        table._on_error(PlanError("/o/ledger.csv is not a ledger: it is not UTF-8 text"))
+        assert "n’est pas un registre" in table._counts.text()
+
+
+def test_the_map_names_reasons_in_french(qtbot, reasoned):
+    sky_map = SkyMap()
+    sky_map.show()
+    with nothing_left(sky_map):
+        sky_map.set_frames([replace(reasoned[0], reason=EMPTY)])
+        settle(qtbot, sky_map)
+        set_language("fr")
+        assert VIDE in sky_map._one_line(reasoned[0].frame_id)
+
+
+def test_the_viewer_says_what_is_wrong_in_french(qtbot):
+    viewer = MosaicViewer()
+    viewer.show()
+    with nothing_left(viewer):
+        viewer._on_error(FrameError(EMPTY))
+        assert EMPTY in viewer._note.text()
+        speaking("fr", viewer)
+        assert VIDE in viewer._note.text()
+
+
+def test_the_first_page_says_notes_and_reasons_in_french(qtbot, reasoned):
+    card, summary = FrameCard(), Summary()
+    for widget in (card, summary):
+        qtbot.addWidget(widget)
+    set_language("fr")
+    card.show_frame(reasoned[2], False)
+    assert card.text.text().endswith(VIDE)
+    summary._show_done(SurveyDone(1, 1, notes=("the time is that of the processor; a GPU stacks faster",)))
+    assert summary.notes.text() == "La durée est celle du processeur ; un GPU empile plus vite."
+    summary.show_trouble("/a is not a folder")
+    assert summary.trouble.text() == "/a n’est pas un dossier"
+
+
+def test_the_window_speaks_french_when_something_goes_wrong(qtbot, tmp_path):
+    with opened(qtbot) as window:
+        window.use_language("fr")
+        (tmp_path / "empty").mkdir()
+        choose_frames(qtbot, window, tmp_path / "empty")
+        assert "aucun fichier FITS" in window.input.summary.trouble.text()
+        window.mosaic.grid._show_gpu([], "the NVIDIA driver shows no GPU")
+        assert "le pilote NVIDIA ne montre aucun GPU" in window.mosaic.grid._gpu_note.text()
+        window.use_language("en")
+        assert "the NVIDIA driver shows no GPU" in window.mosaic.grid._gpu_note.text()
+        window.use_language("fr")
+        (tmp_path / "bad.json").write_text('{"grid_workers": "many"}', encoding="utf-8")
+        asked = answering(qtbot, "OK")
+        window.mosaic.load_settings(str(tmp_path / "bad.json"))
+        assert "n’est pas permis, attendu : un nombre entier" in asked[0]
+        (tmp_path / "old.json").write_text('{"grid_worker": 1, "gpu_selector": 0}', encoding="utf-8")
+        asked = answering(qtbot, "OK")
+        window.mosaic.load_settings(str(tmp_path / "old.json"))
+        assert "vouliez-vous dire « grid_workers » ?" in asked[0]
+        assert "gpu_selector n’existe plus : chaque GPU trouvé est utilisé" in asked[0]
+        window.result_page.open_mosaic(Path(tmp_path / "mosaic_grid.fits"))
+        window.result_page.make_report()
+        qtbot.waitUntil(lambda: bool(window.result_page.trouble.text()), timeout=60_000)
+        assert "pas de calcul terminé dans" in window.result_page.trouble.text()
+        window.go("input")
+        click(qtbot, window.steps["mosaic"])
