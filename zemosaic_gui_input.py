@@ -355,11 +355,9 @@ class InputPage(FollowsLanguage, QWidget):
     def begin(self) -> None:
         """A survey starts."""
         self.found, self._summed_up = Found(), 0
-        if self.map.widget is not None:
-            self.map.widget.clear()
-            self.map.widget.set_excluded(self.excluded)
-        if self.table.widget is not None:
-            self.table.widget.set_frames(())
+        self.map.do(lambda sky_map: sky_map.clear())
+        self.map.do(lambda sky_map: sky_map.set_excluded(self.excluded))
+        self.table.do(lambda table: table.set_frames(()))
         self.select("")
         self.summary.show_found(self.found, self.excluded)
         self.summary.status.show()
@@ -369,18 +367,15 @@ class InputPage(FollowsLanguage, QWidget):
         """Take in what a survey tells."""
         if isinstance(event, SurveyFrames):
             self.found.add(event.frames)
-            if self.map.widget is not None:
-                self.map.widget.add_frames(event.frames)
-            if self.table.widget is not None:
-                self.table.widget.add_frames(event.frames)
+            for place in (self.map, self.table):
+                place.do(lambda widget: widget.add_frames(event.frames))
             if len(self.found.frames) > _WORTH_TELLING * self._summed_up:
                 self._summed_up = len(self.found.frames)
                 self.summary.show_found(self.found, self.excluded)
         elif isinstance(event, SurveyDone):
             self.found.done = event
-            if self.map.widget is not None:
-                self.map.widget.set_canvas(event.corners_deg)
-                self.map.widget.set_tiles(event.tiles)
+            self.map.do(lambda sky_map: sky_map.set_canvas(event.corners_deg))
+            self.map.do(lambda sky_map: sky_map.set_tiles(event.tiles))
             self.summary.show_found(self.found, self.excluded)
         elif isinstance(event, PhaseProgress):
             self.summary.show_progress(event.done, event.total)
@@ -400,10 +395,9 @@ class InputPage(FollowsLanguage, QWidget):
     def select(self, frame_id: str) -> None:
         """Look at a frame: on the map, in the table, and in words."""
         self._selected = frame_id
-        if self.map.widget is not None:
-            self.map.widget.highlight(frame_id or None)
-        if self.table.widget is not None and frame_id:
-            self.table.widget.select(frame_id)
+        self.map.do(lambda sky_map: sky_map.highlight(frame_id or None))
+        if frame_id:
+            self.table.do(lambda table: table.select(frame_id))
         self.frame.show_frame(self.found.frames.get(frame_id), frame_id in self.excluded)
 
     def _wish(self, frame_id: str, out: bool) -> None:
@@ -414,10 +408,8 @@ class InputPage(FollowsLanguage, QWidget):
         if frame_ids == self.excluded:
             return
         self.excluded = frame_ids
-        if self.map.widget is not None:
-            self.map.widget.set_excluded(frame_ids)
-        if self.table.widget is not None:
-            self.table.widget.set_excluded(frame_ids)
+        for place in (self.map, self.table):
+            place.do(lambda widget: widget.set_excluded(frame_ids))
         self.frame.show_frame(self.found.frames.get(self._selected), self._selected in frame_ids)
         self.summary.show_found(self.found, frame_ids)
         self.excluded_changed.emit(frame_ids)

@@ -92,8 +92,7 @@ class ResultPage(FollowsLanguage, QWidget):
     def set_excluded(self, frame_ids: frozenset[str]) -> None:
         """Show which frames the user leaves out."""
         self._excluded = frame_ids
-        if self.table.widget is not None:
-            self.table.widget.set_excluded(frame_ids)
+        self.table.do(lambda table: table.set_excluded(frame_ids))
 
     @property
     def folder(self) -> Path | None:
@@ -114,10 +113,8 @@ class ResultPage(FollowsLanguage, QWidget):
         self._path = path
         self.trouble.hide()
         self.picture.show_frame("")
-        if self.viewer.widget is not None:
-            self._with_viewer(self.viewer.widget)
-        if self.table.widget is not None:
-            self._with_table(self.table.widget)
+        self.viewer.do(self._with_viewer)
+        self.table.do(self._with_table)
         self._show_words()
 
     def _show_words(self) -> None:

@@ -398,4 +398,4 @@ def _together(sky_deg: np.ndarray) -> np.ndarray:
 
 
 def _mean_direction(sky_deg: np.ndarray) -> tuple[float, float]:
-    return place_deg(unit_vectors(sky_deg).sum(axis=0))
+    return place_deg(np.array([axis.sum() for axis in unit_vectors(sky_deg).T]))
