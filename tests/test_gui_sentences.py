@@ -19,6 +19,7 @@ UNSEEN_MODULES = {
     "zemosaic_demo",
     "zemosaic_doctor",
     "zemosaic_drawings",
+    "zemosaic_interpreter",
     "zemosaic_report_page",
     "zemosaic_stack_cuda",
     "zemosaic_synthetic",
