@@ -143,22 +143,35 @@ def test_a_run_that_fails_says_why_in_french(spoiled, tmp_path):
 # ---- the widgets -----------------------------------------------------------------------------------------
 
 
+def shown(qtbot, log):
+    """Return the text of the log once all that has come is shown."""
+    qtbot.waitUntil(lambda: not log.busy)
+    return log.view.toPlainText()
+
+
 def test_the_log_is_said_anew_in_another_language_and_searched_as_it_is_shown(qtbot):
     log = LogView()
     qtbot.addWidget(log)
     log.add(f"left out /a/b.fit: {EMPTY}", "WARNING")
     log.add(lambda: "always so")
-    assert EMPTY in log.view.toPlainText()
+    assert EMPTY in shown(qtbot, log)
     speaking("fr", log)
-    assert f"écartée, /a/b.fit : {VIDE}" in log.view.toPlainText()
-    assert EMPTY not in log.view.toPlainText()
+    assert f"écartée, /a/b.fit : {VIDE}" in shown(qtbot, log)
+    assert EMPTY not in shown(qtbot, log)
     log.search.setText("VIDE")
-    assert log.view.toPlainText().count("\n") == 0
-    assert VIDE in log.view.toPlainText()
+    assert shown(qtbot, log).count("\n") == 0
+    assert VIDE in shown(qtbot, log)
     log.search.setText("empty")
-    assert log.view.toPlainText() == ""
+    assert shown(qtbot, log) == ""
     speaking("en", log)
-    assert EMPTY in log.view.toPlainText()
+    assert EMPTY in shown(qtbot, log)
+
+
+def cells(problems, column, role=Qt.ItemDataRole.DisplayRole):
+    """Return what the list of problems shows in a column."""
+    problems.show_now()
+    model = problems.model()
+    return [model.data(model.index(row, column), role) for row in range(model.rowCount())]
 
 
 def test_problems_are_said_anew(qtbot):
@@ -166,11 +179,14 @@ def test_problems_are_said_anew(qtbot):
     qtbot.addWidget(problems)
     problems.add("b.fit", EMPTY)
     speaking("fr", problems)
-    assert [problems.topLevelItem(0).text(k) for k in (0, 1)] == ["b.fit", VIDE]
-    assert problems.topLevelItem(0).toolTip(1) == VIDE
+    assert (cells(problems, 0), cells(problems, 1)) == (["b.fit"], [VIDE])
+    assert cells(problems, 1, Qt.ItemDataRole.ToolTipRole) == [VIDE]
+    with qtbot.waitSignal(problems.model().dataChanged):  # what is on the screen is painted anew
+        speaking("en", problems)
+    assert cells(problems, 1) == [EMPTY]
     problems.clear()
     speaking("en", problems)
-    assert problems.topLevelItemCount() == 0
+    assert cells(problems, 0) == []
 
 
 def test_the_page_of_a_run_follows_the_language_to_the_end(qtbot):
@@ -188,14 +204,13 @@ def test_the_page_of_a_run_follows_the_language_to_the_end(qtbot):
     for widget in (page.log, page.problems):
         QApplication.sendEvent(widget, QEvent(QEvent.Type.LanguageChange))
     assert page.detail.text() == "/o/m.fits ne peut pas être écrit : accès refusé"
-    log = page.log.view.toPlainText()
+    log = shown(qtbot, page.log)
     assert "la tuile 3 a échoué : sa mémoire est pleine" in log
     assert "le GPU 0 est laissé de côté" in log
     assert "Arrêt…" in log
     assert "Le calcul a échoué\n/o/m.fits ne peut pas être écrit : accès refusé" in log
-    rows = [page.problems.topLevelItem(k) for k in range(3)]
-    assert [row.text(0) for row in rows] == ["Tuile 3", "b.fit", "Le calcul"]
-    assert rows[2].text(1) == "/o/m.fits ne peut pas être écrit : accès refusé"
+    assert cells(page.problems, 0) == ["Tuile 3", "b.fit", "Le calcul"]
+    assert cells(page.problems, 1)[2] == "/o/m.fits ne peut pas être écrit : accès refusé"
     page.shutdown()
 
 

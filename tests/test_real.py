@@ -118,6 +118,6 @@ def test_a_survey_foretells_the_canvas_and_the_tiles(name, request, tmp_path, re
     run = request.getfixturevalue(name)
     planned = next(event for event in run.events if isinstance(event, TilesPlanned))
     folder = real_data / {"panels": "panels_m94", "whole": "m94"}[name]
-    done = run_survey(folder, tmp_path / "out", SurveySettings())
+    done = run_survey(folder, tmp_path / "out", SurveySettings(grid_mode=True))
     assert (done.shape, done.tiles) == (planned.shape, planned.tiles)
     assert done.n_usable == run.result.n_used
