@@ -133,6 +133,8 @@ OPTIONS: tuple[Option, ...] = (
            "Also write mosaic_..._viewer.fits, a 16-bit copy of the mosaic for image viewers."),
     Option("legacy_rgb_cube", "bool", False, _FOLDERS, "Write the viewer file as a bare 3-plane cube.",
            advanced=True),
+    Option("canvas_orientation", "choice", "north_up", _FOLDERS,
+           "Orientation of the canvas; auto = smallest area.", choices=("north_up", "auto")),
     Option("stacking_normalize_method", "choice", "global", _STACKING,
            "How frames are brought to one level: sky_mean by an offset, linear_fit by a gain and an offset, "
            "global by a gain, an offset and a gradient.",
@@ -167,6 +169,14 @@ OPTIONS: tuple[Option, ...] = (
            minimum=0.1, maximum=10, advanced=True),
     Option("min_radial_weight_floor", "float", 0.05, _STACKING, "Smallest radial weight.",
            unit="fraction", minimum=0, maximum=1, advanced=True),
+    Option("refine_wcs", "choice", "auto", _STACKING,
+           "Correct the frames' WCS so that their common stars coincide; auto = where it brings more than noise; "
+           "a frame that is more than 5 px off is left out either way.", choices=("auto", "on", "off")),
+    Option("flat_from_frames", "choice", "auto", _STACKING,
+           "Find the vignetting of each instrument in its own frames and divide it out: auto = if it is "
+           "significant, on = whatever can be told.", choices=("auto", "on", "off")),
+    Option("resampling_kernel", "choice", "lanczos3", _STACKING, "Kernel that resamples frames onto the canvas.",
+           choices=("lanczos3", "bilinear")),
     Option("grid_mode_enabled", "bool", False, _GRID,
            "Let `zemosaic run` use Grid mode also where the folder has no stack_plan.csv."),
     Option("grid_workers", "int", 0, _GRID,
@@ -181,16 +191,6 @@ OPTIONS: tuple[Option, ...] = (
            unit="px", minimum=0, maximum=1000, advanced=True),
     Option("grid_rgb_equalize", "bool", False, _GRID, "Bring the mosaic's colour channels to one sky level.",
            stand_ins=("poststack_equalize_rgb",)),
-    Option("flat_from_frames", "choice", "auto", _GRID,
-           "Find the vignetting of each instrument in its own frames and divide it out: auto = if it is "
-           "significant, on = whatever can be told.", choices=("auto", "on", "off")),
-    Option("resampling_kernel", "choice", "lanczos3", _GRID, "Kernel that resamples frames onto the canvas.",
-           choices=("lanczos3", "bilinear")),
-    Option("canvas_orientation", "choice", "north_up", _GRID,
-           "Orientation of the canvas; auto = smallest area.", choices=("north_up", "auto")),
-    Option("refine_wcs", "choice", "auto", _GRID,
-           "Correct the frames' WCS so that their common stars coincide; auto = where it brings more than noise; "
-           "a frame that is more than 5 px off is left out either way.", choices=("auto", "on", "off")),
     Option("cluster_panel_threshold", "float", 0.0, _CLASSIC,
            "Frames are linked if their centres are no further apart than this; what is linked is one group, cut "
            "where it outgrows a circle of this radius or of half a frame's short side, whichever is larger; "

@@ -9,6 +9,7 @@ from collections import deque
 from PySide6.QtCore import QObject, Qt, Signal, Slot
 
 from zemosaic_events import Event, FinishReason, RunFinished
+from zemosaic_gui_parts import Later
 from zemosaic_types import ZeMosaicError
 from zemosaic_worker import RunHandle, RunRequest, start_run
 
@@ -33,6 +34,8 @@ class Job(QObject):
         self._waiting: deque[Event] = deque()
         self._lock = threading.Lock()
         self._told_of = False
+        # Not by `_woken`: a signal that is sent while signals are delivered comes in the same turn of the loop.
+        self._again = Later(self, 0, self._deliver)
         self._woken.connect(self._deliver, Qt.ConnectionType.QueuedConnection)
 
     @property
@@ -90,7 +93,7 @@ class Job(QObject):
                 return
             self.told.emit(event)
             if time.monotonic() > deadline:
-                self._woken.emit()  # the window has other things to do in between
+                self._again.start()  # the window has other things to do in between
                 return
 
     def _end(self, event: RunFinished) -> None:

@@ -19,7 +19,6 @@ from PySide6.QtCore import (
     QPersistentModelIndex,
     QSortFilterProxyModel,
     Qt,
-    QTimer,
     Signal,
 )
 from PySide6.QtGui import QColor, QPalette
@@ -38,6 +37,7 @@ from PySide6.QtWidgets import (
 
 from zemosaic_events import SurveyFrame
 from zemosaic_gui_background import Background
+from zemosaic_gui_parts import Later, date_text
 from zemosaic_gui_sentences import told
 from zemosaic_gui_text import tr
 from zemosaic_gui_theme import FollowsLook
@@ -46,6 +46,7 @@ from zemosaic_outputs import LedgerRow
 
 _SEARCH_MS = 150  # after the last letter
 _RESORT_MS = 250  # after frames have come
+_COUNT_MS = 200  # between two counts while frames come
 _MANY = 1000  # lines are made in a thread
 _LOOKED_AT = 60  # rows, for the widths of the columns
 _MAX_WIDTH, _PADDING = 320, 14  # of columns, in pixels
@@ -56,7 +57,7 @@ _CHECKABLE = _PLAIN | Qt.ItemFlag.ItemIsUserCheckable
 _Index = QModelIndex | QPersistentModelIndex
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Line:
     """A frame as the table shows it; numbers are NaN where they are not known.
 
@@ -121,7 +122,7 @@ def line_of(frame: SurveyFrame) -> Line:
     values = {
         "exposure": math.nan if frame.exposure_s is None else frame.exposure_s,
         "filter": frame.filter,
-        "date": frame.date.replace("T", " ")[:19],
+        "date": date_text(frame.date),
         "instrument": frame.instrument,
     }
     return _line(frame.frame_id, frame.path, state, frame.reason, values)
@@ -157,7 +158,7 @@ def _ledger_line(row: LedgerRow, state: str, reason: str, measured: dict[str, fl
     values = {
         "exposure": _known(row.exptime_s),
         "filter": row.filter,
-        "date": row.date_obs.replace("T", " ")[:19],
+        "date": date_text(row.date_obs),
         "elongation": _known(row.elongation),
         "transparency": _known(row.transparency),
         "stars": _known(row.n_stars),
@@ -200,11 +201,14 @@ class FramesModel(QAbstractTableModel):
         self.colours: dict[str, QColor] = {}
 
     def replace_all(self, lines: Iterable[Line], columns: tuple[_Column, ...]) -> None:
-        """Show these lines in these columns, in their order."""
+        """Show these lines, sorted as the user has sorted these columns; other columns are not sorted yet."""
         self.beginResetModel()
-        self.lines, self.columns, self._order = list(lines), columns, None
+        if columns is not self.columns:
+            self._order = None
+        self.lines, self.columns = list(lines), columns
         self._number_rows()
         self.endResetModel()
+        self.sort_again()
 
     def add(self, lines: Iterable[Line]) -> None:
         """Show these lines too, below the others; one that is known by its id is replaced where it stands."""
@@ -217,9 +221,10 @@ class FramesModel(QAbstractTableModel):
                 self.lines[row] = line
                 self.dataChanged.emit(self.index(row, 0), self.index(row, len(self.columns) - 1))
         if new:
-            self.beginInsertRows(QModelIndex(), len(self.lines), len(self.lines) + len(new) - 1)
+            first = len(self.lines)
+            self.beginInsertRows(QModelIndex(), first, first + len(new) - 1)
             self.lines += new
-            self._number_rows()
+            self._number_rows(first)
             self.endInsertRows()
 
     def row_of(self, frame_id: str) -> int | None:
@@ -275,8 +280,11 @@ class FramesModel(QAbstractTableModel):
         if self._order is not None:
             self.sort(*self._order)
 
-    def _number_rows(self) -> None:
-        self._row_of = {line.frame_id: row for row, line in enumerate(self.lines)}
+    def _number_rows(self, first: int = 0) -> None:
+        """Note where the lines from `first` on stand; those before it must stand where they stood."""
+        if first == 0:
+            self._row_of = {}
+        self._row_of.update((line.frame_id, row) for row, line in enumerate(self.lines[first:], first))
 
     def _keys(self, column: int) -> list[float] | list[str]:
         """Return what the lines are sorted by: NaN or an empty text where it is not known."""
@@ -411,8 +419,9 @@ class FramesTable(FollowsLook, QWidget):
         self.retranslate()
         self._paint_theme()
         self.model.excluded_changed.connect(self.excluded_changed)
-        for signal in (self.model.excluded_changed, self.model.modelReset, self.model.rowsInserted):
+        for signal in (self.model.excluded_changed, self.model.modelReset):
             signal.connect(self._count)
+        self.model.rowsInserted.connect(self._counting.soon)  # all are counted, so not for every batch
         self._count()
 
     # ---- what is shown -----------------------------------------------------------------------------------
@@ -428,8 +437,7 @@ class FramesTable(FollowsLook, QWidget):
             self._show_survey([line_of(frame) for frame in frames])
 
     def _show_survey(self, lines: list[Line]) -> None:
-        self.model.replace_all(lines, _SURVEY_COLUMNS)
-        self._settle_columns()
+        self._show(lines, _SURVEY_COLUMNS)
         coming, self._coming = self._coming, None
         if coming:
             self.add_frames(coming)
@@ -454,9 +462,17 @@ class FramesTable(FollowsLook, QWidget):
 
     def _show_ledger(self, lines: list[Line]) -> None:
         self._view.scrollToTop()
-        self._view.horizontalHeader().setSortIndicator(-1, Qt.SortOrder.AscendingOrder)
-        self.model.replace_all(lines, _LEDGER_COLUMNS)
+        self._unsort()  # the most harmful first, whatever was looked for in another ledger
+        self._show(lines, _LEDGER_COLUMNS)
+
+    def _show(self, lines: list[Line], columns: tuple[_Column, ...]) -> None:
+        if columns is not self.model.columns:
+            self._unsort()
+        self.model.replace_all(lines, columns)
         self._settle_columns()
+
+    def _unsort(self) -> None:
+        self._view.horizontalHeader().setSortIndicator(-1, Qt.SortOrder.AscendingOrder)
 
     def _on_error(self, error: Exception) -> None:
         self._counts.setText(told(str(error)))
@@ -490,14 +506,17 @@ class FramesTable(FollowsLook, QWidget):
 
     def shutdown(self) -> None:
         """End the thread and the timers; the table is of no use afterwards."""
-        self._search_timer.stop()
-        self._resort.stop()
+        for timer in self._timers():
+            timer.stop()
         self._background.close()
 
     @property
     def busy(self) -> bool:
         """Whether something is still to be shown."""
-        return self._background.busy or self._search_timer.isActive() or self._resort.isActive()
+        return self._background.busy or any(timer.isActive() for timer in self._timers())
+
+    def _timers(self) -> tuple[Later, ...]:
+        return self._search_timer, self._resort, self._counting
 
     def retranslate(self) -> None:
         """Take the words anew, after the language has changed."""
@@ -523,8 +542,9 @@ class FramesTable(FollowsLook, QWidget):
         self._leave_out, self._take_in = QPushButton(), QPushButton()
         self._leave_out.clicked.connect(self._leave_out_selected)
         self._take_in.clicked.connect(self._take_in_selected)
-        self._search_timer = self._timer(_SEARCH_MS, self._look)
-        self._resort = self._timer(_RESORT_MS, self.model.sort_again)
+        self._search_timer = Later(self, _SEARCH_MS, self._look)
+        self._resort = Later(self, _RESORT_MS, self.model.sort_again)
+        self._counting = Later(self, _COUNT_MS, self._count)
         self._search.textChanged.connect(self._on_search)
         self._state.currentIndexChanged.connect(self._look)
         self._view = self._table()
@@ -561,13 +581,6 @@ class FramesTable(FollowsLook, QWidget):
         view.selectionModel().currentRowChanged.connect(self._on_current)
         view.installEventFilter(self)
         return view
-
-    def _timer(self, interval_ms: int, slot: Callable[[], None]) -> QTimer:
-        timer = QTimer(self)
-        timer.setSingleShot(True)
-        timer.setInterval(interval_ms)
-        timer.timeout.connect(slot)
-        return timer
 
     def _settle_columns(self) -> None:
         self._view.horizontalHeader().setResizeContentsPrecision(_LOOKED_AT)
@@ -628,6 +641,7 @@ class FramesTable(FollowsLook, QWidget):
         return super().eventFilter(watched, event)
 
     def _count(self) -> None:
+        self._counting.stop()
         lines, excluded = self.model.lines, self.model.excluded
         n_in = sum(line.state != _OUT and line.frame_id not in excluded for line in lines)
         n_mine = sum(line.frame_id in excluded for line in lines)

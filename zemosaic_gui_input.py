@@ -17,7 +17,6 @@ from PySide6.QtWidgets import (
     QLineEdit,
     QProgressBar,
     QPushButton,
-    QScrollArea,
     QStackedWidget,
     QTabWidget,
     QVBoxLayout,
@@ -26,7 +25,19 @@ from PySide6.QtWidgets import (
 
 from zemosaic_events import PhaseProgress, SurveyDone, SurveyFrame, SurveyFrames
 from zemosaic_gui_lazy import LazyWidget
-from zemosaic_gui_parts import GAP, Card, bytes_range, bytes_text, duration_range, duration_text, label
+from zemosaic_gui_parts import (
+    GAP,
+    PROGRESS_MS,
+    Card,
+    Later,
+    bytes_range,
+    bytes_text,
+    date_text,
+    duration_range,
+    duration_text,
+    label,
+    scroll_area,
+)
 from zemosaic_gui_sentences import told
 from zemosaic_gui_settings import Settings
 from zemosaic_gui_text import tr
@@ -117,6 +128,8 @@ class Summary(Card):
         self.values: dict[str, QLabel] = {}
         self.notes = label("faint", wrap=True)
         self.trouble = label("error", wrap=True)
+        self._progress = 0, 0
+        self._soon = Later(self, PROGRESS_MS, self._show_progress)
         for widget in (self._heading, self.progress, self.status):
             self.column.addWidget(widget)
         self.column.addLayout(self._form(self._FACTS))
@@ -174,7 +187,12 @@ class Summary(Card):
         self.trouble.show()
 
     def show_progress(self, done: int, total: int) -> None:
-        """Show how many frames have been looked at."""
+        """Show, soon, how many frames have been looked at."""
+        self._progress = done, total
+        self._soon.soon()
+
+    def _show_progress(self) -> None:
+        done, total = self._progress
         self.progress.show()
         self.progress.setRange(0, total)
         self.progress.setValue(done)
@@ -182,6 +200,7 @@ class Summary(Card):
 
     def show_rest(self, text: str = "") -> None:
         """Show that nothing is going on."""
+        self._soon.stop()
         self.progress.hide()
         self.status.setText(text)
         self.status.setVisible(bool(text))
@@ -230,7 +249,7 @@ class FrameCard(Card):
             return
         self.name.setText(frame.frame_id)
         exposure = "" if frame.exposure_s is None else tr("time.seconds", n=f"{frame.exposure_s:g}")
-        facts = (exposure, frame.filter, frame.instrument, frame.date.replace("T", " ")[:19])
+        facts = (exposure, frame.filter, frame.instrument, date_text(frame.date))
         state = tr("frame.excluded") if out else told(frame.reason) or tr("frame.in")
         self.text.setText(" · ".join(filter(None, facts)) + "\n" + state)
         self.button.setText(tr("frame.take_in" if out else "frame.leave_out"))
@@ -282,16 +301,12 @@ class InputPage(FollowsLanguage, QWidget):
         column.addWidget(self.summary)
         column.addWidget(self.frame)
         column.addStretch(1)
-        area = QScrollArea(widgetResizable=True)
-        area.setHorizontalScrollBarPolicy(Qt.ScrollBarPolicy.ScrollBarAlwaysOff)
-        area.setFixedWidth(_SUMMARY_WIDTH)
-        area.setWidget(side)
         content = QWidget()
         row = QHBoxLayout(content)
         row.setContentsMargins(0, 0, 0, 0)
         row.setSpacing(GAP)
         row.addWidget(self.tabs, 1)
-        row.addWidget(area)
+        row.addWidget(scroll_area(side, _SUMMARY_WIDTH))
         self.stack.addWidget(self.drop)
         self.stack.addWidget(content)
         page = QVBoxLayout(self)
@@ -440,6 +455,7 @@ class InputPage(FollowsLanguage, QWidget):
 
     def shutdown(self) -> None:
         """End what the page has started."""
+        self.summary.show_rest()
         self.map.shutdown()
         self.table.shutdown()
 

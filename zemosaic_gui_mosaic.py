@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from PySide6.QtCore import Qt
 from PySide6.QtWidgets import (
     QButtonGroup,
     QCheckBox,
@@ -20,7 +19,7 @@ from PySide6.QtWidgets import (
 from zemosaic_config import OPTIONS
 from zemosaic_gui_form import OptionRow
 from zemosaic_gui_grid_group import GRID_KEYS, GridGroup
-from zemosaic_gui_parts import GAP, Card, label
+from zemosaic_gui_parts import GAP, Card, label, scroll_area
 from zemosaic_gui_sentences import told
 from zemosaic_gui_settings import PRESETS, Settings
 from zemosaic_gui_text import section_label, tr
@@ -113,10 +112,7 @@ class AllOptions(Card):
             column.addWidget(row)
         column.addWidget(self._none)
         column.addStretch(1)
-        area = QScrollArea(widgetResizable=True)
-        area.setHorizontalScrollBarPolicy(Qt.ScrollBarPolicy.ScrollBarAlwaysOff)
-        area.setWidget(inside)
-        return area
+        return scroll_area(inside)
 
     def _look(self) -> None:
         """Show what the words are found in, advanced or not; without words what most users need."""
@@ -169,13 +165,10 @@ class MosaicPage(FollowsLanguage, QWidget):
         left.addWidget(self.grid)
         left.addLayout(files)
         left.addStretch(1)
-        area = QScrollArea(widgetResizable=True)
-        area.setHorizontalScrollBarPolicy(Qt.ScrollBarPolicy.ScrollBarAlwaysOff)
-        area.setWidget(inside)
         row = QHBoxLayout(self)
         row.setContentsMargins(GAP, GAP, GAP, GAP)
         row.setSpacing(GAP)
-        row.addWidget(area, 5)
+        row.addWidget(scroll_area(inside), 5)
         row.addWidget(self.options, 6)
 
     def look_for_gpu(self) -> None:

@@ -2,13 +2,47 @@
 
 from __future__ import annotations
 
-from PySide6.QtCore import QUrl
-from PySide6.QtGui import QDesktopServices
-from PySide6.QtWidgets import QFrame, QLabel, QPushButton, QVBoxLayout, QWidget
+from collections.abc import Callable
+
+from PySide6.QtCore import QObject, QRectF, Qt, QTimer, QUrl
+from PySide6.QtGui import QDesktopServices, QKeyEvent
+from PySide6.QtWidgets import QFrame, QLabel, QPushButton, QScrollArea, QVBoxLayout, QWidget
 
 from zemosaic_gui_text import tr
 
 GAP = 16
+PROGRESS_MS = 60  # between two pictures of a progress: a bar that is set paints its window at once
+
+_STEP = 0.1  # of what is in view, for a key that moves
+_ZOOM = 1.25  # for a key that zooms
+_MOVES = {
+    Qt.Key.Key_Left: (-_STEP, 0.0),
+    Qt.Key.Key_Right: (_STEP, 0.0),
+    Qt.Key.Key_Up: (0.0, _STEP),
+    Qt.Key.Key_Down: (0.0, -_STEP),
+}
+_ZOOMS = {Qt.Key.Key_Plus: 1 / _ZOOM, Qt.Key.Key_Equal: 1 / _ZOOM, Qt.Key.Key_Minus: _ZOOM}
+
+
+class Later(QTimer):
+    """Calls a slot once, some time after it was started; started anew, it begins to wait anew.
+
+    Parameters
+    ----------
+    parent : QObject
+    interval_ms : int
+    slot : callable
+        A method of a widget; a lambda would hold what it names.
+    """
+
+    def __init__(self, parent: QObject, interval_ms: int, slot: Callable[[], None]) -> None:
+        super().__init__(parent, singleShot=True, interval=interval_ms)
+        self.timeout.connect(slot)
+
+    def soon(self) -> None:
+        """Start unless it waits already: what comes in a stream must not put it off."""
+        if not self.isActive():
+            self.start()
 
 
 class Card(QFrame):
@@ -31,6 +65,35 @@ def label(name: str = "", *, wrap: bool = False) -> QLabel:
     return made
 
 
+def scroll_area(inside: QWidget, width: int | None = None) -> QScrollArea:
+    """Return an area that scrolls a widget up and down; of a fixed width, in pixels, if one is given."""
+    area = QScrollArea(widgetResizable=True)
+    area.setHorizontalScrollBarPolicy(Qt.ScrollBarPolicy.ScrollBarAlwaysOff)
+    if width is not None:
+        area.setFixedWidth(width)
+    area.setWidget(inside)
+    return area
+
+
+def move_by_key(event: QKeyEvent, view: object) -> bool:
+    """Move (arrows) or zoom (plus, minus) the view box of a picture; return whether the key does that.
+
+    Parameters
+    ----------
+    event : QKeyEvent
+    view : pyqtgraph.ViewBox
+    """
+    box: QRectF = view.viewRect()
+    if event.key() in _MOVES:
+        dx, dy = _MOVES[event.key()]
+        view.translateBy((dx * box.width(), dy * box.height()))
+    elif event.key() in _ZOOMS:
+        view.scaleBy((_ZOOMS[event.key()],) * 2)
+    else:
+        return False
+    return True
+
+
 def make_primary(button: QPushButton, primary: bool = True) -> None:
     """Give a button the look of the one that leads on, or take it away."""
     button.setProperty("primary", primary)
@@ -41,6 +104,11 @@ def make_primary(button: QPushButton, primary: bool = True) -> None:
 def show_folder(path: object) -> None:
     """Open a folder or a page in the program that the system has for it."""
     QDesktopServices.openUrl(QUrl.fromLocalFile(str(path)))
+
+
+def date_text(date: str) -> str:
+    """Return a date of a header, DATE-OBS, to the second."""
+    return date.replace("T", " ")[:19]
 
 
 def duration_text(seconds: float) -> str:

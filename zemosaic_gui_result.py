@@ -6,10 +6,10 @@ import sys
 from pathlib import Path
 
 from PySide6.QtCore import QProcess, Qt, Signal
-from PySide6.QtWidgets import QFileDialog, QHBoxLayout, QPushButton, QScrollArea, QTabWidget, QVBoxLayout, QWidget
+from PySide6.QtWidgets import QFileDialog, QHBoxLayout, QPushButton, QTabWidget, QVBoxLayout, QWidget
 
 from zemosaic_gui_lazy import LazyWidget
-from zemosaic_gui_parts import GAP, Card, duration_text, label, show_folder
+from zemosaic_gui_parts import GAP, Card, duration_text, label, scroll_area, show_folder
 from zemosaic_gui_sentences import told
 from zemosaic_gui_text import tr
 from zemosaic_gui_theme import FollowsLanguage
@@ -66,15 +66,11 @@ class ResultPage(FollowsLanguage, QWidget):
         column.setContentsMargins(0, 0, 0, 0)
         column.addWidget(side)
         column.addStretch(1)
-        area = QScrollArea(widgetResizable=True)
-        area.setHorizontalScrollBarPolicy(Qt.ScrollBarPolicy.ScrollBarAlwaysOff)
-        area.setFixedWidth(_SIDE_WIDTH)
-        area.setWidget(inside)
         row = QHBoxLayout(self)
         row.setContentsMargins(GAP, GAP, GAP, GAP)
         row.setSpacing(GAP)
         row.addWidget(self.tabs, 1)
-        row.addWidget(area)
+        row.addWidget(scroll_area(inside, _SIDE_WIDTH))
 
     def _with_viewer(self, viewer: QWidget) -> None:
         if self._path is not None:

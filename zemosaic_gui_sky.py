@@ -15,7 +15,7 @@ _DEC_STEPS_ARCSEC = (1, 2, 5, 10, 20, 30, 60, 120, 300, 600, 1200, 1800, 3600, 7
 _RA_STEPS_S = (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 30, 60, 120, 300, 600, 1200, 1800, 3600, 7200, 10800)
 _LINES = 6  # about so many of a kind
 _POINTS = 48  # of a line
-_MAX_INTERVALS = 2_000_000  # of a chunk of the raster: 100 MB or so
+_MAX_CROSSINGS = 500_000  # of a chunk of the raster: 20 MB or so, and no call of numpy that lasts
 
 
 class TangentPlane:
@@ -75,8 +75,9 @@ def depth_image(
 ) -> np.ndarray:
     """Return how many footprints cover each cell of a raster.
 
-    A row of the raster cuts a footprint in one interval; intervals are added as differences at their ends, and
-    summed along the rows, so that the cost grows with the footprints' heights and not with their areas.
+    A row of the raster enters a footprint where it crosses an edge that goes one way round, and leaves it at one
+    that goes the other way; both are noted as differences and summed along the rows, so that the cost grows with
+    the footprints' heights and not with their areas. Where footprints touch a cell is of one of them.
 
     Parameters
     ----------
@@ -96,44 +97,40 @@ def depth_image(
     x0, x1, y0, y1 = extent
     cells = (np.asarray(quads, dtype=np.float64) - (x0, y0)) / ((x1 - x0) / columns, (y1 - y0) / rows) - 0.5
     cells = cells[np.isfinite(cells).all(axis=(1, 2))]
-    first = np.ceil(cells[:, :, 1].min(axis=1)).clip(0, rows).astype(np.int64)
-    stop = (np.floor(cells[:, :, 1].max(axis=1)) + 1).clip(0, rows).astype(np.int64)
-    seen = (stop > first) & (cells[:, :, 0].max(axis=1) >= 0) & (cells[:, :, 0].min(axis=1) < columns)
-    cells, first, height = cells[seen], first[seen], (stop - first)[seen]
+    edges = np.stack([cells, np.roll(cells, -1, axis=1)], axis=2)
+    turn = np.sign(_cross(edges[:, :, 0], edges[:, :, 1]).sum(axis=1))  # the way round
+    way = np.sign(edges[:, :, 0, 1] - edges[:, :, 1, 1]) * turn[:, None]  # 1 where a row enters
+    edges, way = edges.reshape(-1, 2, 2), way.ravel().astype(np.int64)
+    first, stop = np.ceil(np.sort(edges[:, :, 1], axis=1)).clip(0, rows).astype(np.int64).T
+    seen = stop > first
+    edges, way, first, height = edges[seen], way[seen], first[seen], (stop - first)[seen]
     steps = np.zeros(rows * (columns + 1), dtype=np.int64)
     ends = np.cumsum(height)
     start = 0
-    while start < len(cells):
+    while start < len(edges):
         done = ends[start - 1] if start else 0
-        until = max(start + 1, int(np.searchsorted(ends, done + _MAX_INTERVALS)))
-        _add_intervals(steps, cells[start:until], first[start:until], height[start:until], columns)
+        until = max(start + 1, int(np.searchsorted(ends, done + _MAX_CROSSINGS)))
+        part = slice(start, until)
+        _add_crossings(steps, edges[part], way[part], first[part], height[part], columns)
         start = until
     return np.cumsum(steps.reshape(rows, columns + 1)[:, :columns], axis=1).astype(np.int32)
 
 
-def _add_intervals(
-    steps: np.ndarray, cells: np.ndarray, first: np.ndarray, height: np.ndarray, columns: int
+def _cross(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    return a[..., 0] * b[..., 1] - a[..., 1] * b[..., 0]
+
+
+def _add_crossings(
+    steps: np.ndarray, edges: np.ndarray, way: np.ndarray, first: np.ndarray, height: np.ndarray, columns: int
 ) -> None:
-    """Add to the differences what some footprints cover, in cells from the first centre on."""
-    frame = np.repeat(np.arange(len(cells)), height)
-    row = np.arange(len(frame)) - np.repeat(np.cumsum(height) - height, height) + np.repeat(first, height)
-    left, right = np.full(len(frame), np.inf), np.full(len(frame), -np.inf)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        for k in range(4):
-            (xa, ya), (xb, yb) = cells[:, k].T, cells[:, (k + 1) % 4].T
-            slope = ((xb - xa) / (yb - ya))[frame]
-            low, high = np.minimum(ya, yb)[frame], np.maximum(ya, yb)[frame]
-            x = xa[frame] + (row - ya[frame]) * slope
-            cut = (row >= low) & (row <= high) & np.isfinite(x)
-            np.minimum(left, np.where(cut, x, np.inf), out=left)
-            np.maximum(right, np.where(cut, x, -np.inf), out=right)
-    some = np.isfinite(left) & np.isfinite(right)
-    begin = np.ceil(left[some]).clip(0, columns).astype(np.int64)
-    end = (np.floor(right[some]) + 1).clip(0, columns).astype(np.int64)
-    line = row[some] * (columns + 1)
-    steps += np.bincount(line + begin, minlength=len(steps)) - np.bincount(
-        line + np.maximum(end, begin), minlength=len(steps)
-    )
+    """Add to the differences where rows cross some edges, from row `first` on."""
+    (xa, ya), (xb, yb) = edges[:, 0].T, edges[:, 1].T
+    slope = (xb - xa) / (yb - ya)
+    edge = np.repeat(np.arange(len(edges)), height)
+    row = np.arange(len(edge)) + np.repeat(first - np.cumsum(height) + height, height)
+    x = (xa - ya * slope)[edge] + row * slope[edge]
+    place = row * (columns + 1) + np.ceil(x).clip(0, columns).astype(np.int64)
+    steps += np.bincount(place, weights=way[edge], minlength=len(steps)).astype(np.int64)
 
 
 def covering(quads: np.ndarray, x: float, y: float) -> np.ndarray:

@@ -8,16 +8,18 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Iterable
+from itertools import chain, islice
 
 import numpy as np
 import pyqtgraph as pg
-from PySide6.QtCore import QEvent, QPointF, QRectF, Qt, QTimer, Signal
+from PySide6.QtCore import QEvent, QPointF, QRectF, Qt, Signal
 from PySide6.QtGui import QBrush, QColor, QKeyEvent, QPainterPath, QPalette, QPen, QPolygonF
 from PySide6.QtWidgets import QGraphicsPathItem, QHBoxLayout, QLabel, QToolTip, QVBoxLayout, QWidget
 
 from zemosaic_events import PlannedTile, SurveyFrame
 from zemosaic_gui_background import Background
 from zemosaic_gui_legend import Ramp, Swatch
+from zemosaic_gui_parts import Later, move_by_key
 from zemosaic_gui_sentences import told
 from zemosaic_gui_sky import SkyGrid, TangentPlane, covering, dec_text, depth_image, middle_of, ra_text, sky_grid
 from zemosaic_gui_text import tr
@@ -30,7 +32,6 @@ _BATCH_MS = 100  # after frames have come
 _MAX_RASTER = 700
 _MARGIN = 0.04
 _AXIS_WIDTH = 92  # room for degrees, minutes and seconds
-_ZOOM = 1.25
 _MAX_NAMED = 4
 _COLOUR_MAP = "viridis"
 
@@ -66,10 +67,12 @@ class SkyMap(FollowsLook, QWidget):
     def __init__(self, parent: QWidget | None = None) -> None:
         super().__init__(parent)
         self._frames: dict[str, SurveyFrame] = {}
+        self._n_placed = 0  # of them whose corners are known already
         self._ids: list[str] = []  # of the frames that have a place, with `_corners` and `_quads`
         self._corners = np.empty((0, 4, 2))
         self._quads = np.empty((0, 4, 2))
-        self._in = np.empty(0, dtype=bool)
+        self._usable = np.empty(0, dtype=bool)
+        self._in = np.empty(0, dtype=bool)  # usable, and not left out by the user
         self._excluded: frozenset[str] = frozenset()
         self._canvas_deg: tuple[tuple[float, float], ...] = ()
         self._tiles: dict[int, PlannedTile] = {}
@@ -81,9 +84,9 @@ class SkyMap(FollowsLook, QWidget):
         self._follows = True  # until the user moves the view
         self._deepest = 0
         self._background = Background(self)
-        self._settle = _timer(self, _SETTLE_MS, self._draw_depth)
-        self._stale = _timer(self, 0, self._place_all)
-        self._stale_tiles = _timer(self, 0, self._draw_tiles)
+        self._settle = Later(self, _SETTLE_MS, self._draw_depth)
+        self._stale = Later(self, 0, self._place_all)
+        self._stale_tiles = Later(self, 0, self._draw_tiles)
         self._build()
         self.retranslate()
         self._paint_theme()
@@ -92,12 +95,15 @@ class SkyMap(FollowsLook, QWidget):
 
     def set_frames(self, frames: Iterable[SurveyFrame]) -> None:
         """Show these frames, and no others."""
-        self._frames = {}
+        self._frames, self._n_placed = {}, 0
         self.add_frames(frames)
 
     def add_frames(self, frames: Iterable[SurveyFrame]) -> None:
         """Show these frames too; one that is known by its id is replaced."""
-        self._frames |= {frame.frame_id: frame for frame in frames}
+        new = {frame.frame_id: frame for frame in frames}
+        if not new.keys().isdisjoint(self._frames):
+            self._n_placed = 0
+        self._frames |= new
         if not self._stale.isActive():  # frames that come in batches must not keep it waiting
             self._stale.start(_BATCH_MS)
 
@@ -139,7 +145,8 @@ class SkyMap(FollowsLook, QWidget):
 
     def clear(self) -> None:
         """Show nothing."""
-        self._frames, self._excluded, self._highlighted = {}, frozenset(), None
+        self._frames, self._n_placed = {}, 0
+        self._excluded, self._highlighted = frozenset(), None
         self._tiles, self._states, self._canvas_deg = {}, {}, ()
         self._follows = True
         self._stale.start(0)
@@ -245,12 +252,10 @@ class SkyMap(FollowsLook, QWidget):
 
     def _place_all(self) -> None:
         """Project everything anew, after frames, canvas or tiles have changed."""
-        placed = [frame for frame in self._frames.values() if len(frame.corners_deg) == 4]
-        self._ids = [frame.frame_id for frame in placed]
-        self._corners = np.array([frame.corners_deg for frame in placed]).reshape(-1, 4, 2)
-        self._in = np.array(
-            [frame.usable and frame.frame_id not in self._excluded for frame in placed], dtype=bool
-        )
+        self._take_corners()
+        self._in = self._usable.copy()
+        out = [k for k, frame_id in enumerate(self._ids) if frame_id in self._excluded] if self._excluded else []
+        self._in[out] = False
         self._deepest = 0
         self._plane = TangentPlane(*self._middle())
         self._quads = self._plane.project(self._corners)
@@ -262,6 +267,20 @@ class SkyMap(FollowsLook, QWidget):
         if self._follows:
             self._show_all()
         self._on_view()
+
+    def _take_corners(self) -> None:
+        """Take the corners of the frames that have come; of all, if one is told again: arrays are slow to fill."""
+        if self._n_placed == 0:
+            self._ids, self._corners, self._usable = [], np.empty((0, 4, 2)), np.empty(0, dtype=bool)
+        new = [f for f in islice(self._frames.values(), self._n_placed, None) if len(f.corners_deg) == 4]
+        self._n_placed = len(self._frames)
+        if new:
+            corners = np.fromiter(
+                chain.from_iterable(chain.from_iterable(f.corners_deg for f in new)), dtype=float
+            )
+            self._ids += [frame.frame_id for frame in new]
+            self._corners = np.concatenate([self._corners, corners.reshape(-1, 4, 2)])
+            self._usable = np.concatenate([self._usable, [frame.usable for frame in new]])
 
     def _middle(self) -> tuple[float, float]:
         if self._canvas_deg:
@@ -419,34 +438,13 @@ class SkyMap(FollowsLook, QWidget):
         return super().eventFilter(watched, event)
 
     def _on_key(self, event: QKeyEvent) -> bool:
-        x0, x1, y0, y1 = self._extent()
-        dx, dy = 0.1 * (x1 - x0), 0.1 * (y1 - y0)
-        moves = {
-            Qt.Key.Key_Left: (-dx, 0.0),
-            Qt.Key.Key_Right: (dx, 0.0),
-            Qt.Key.Key_Up: (0.0, dy),
-            Qt.Key.Key_Down: (0.0, -dy),
-        }
-        zooms = {Qt.Key.Key_Plus: 1 / _ZOOM, Qt.Key.Key_Equal: 1 / _ZOOM, Qt.Key.Key_Minus: _ZOOM}
-        if event.key() in moves:
+        if move_by_key(event, self._view):
             self._stop_following()
-            self._view.translateBy(moves[event.key()])
-        elif event.key() in zooms:
-            self._stop_following()
-            self._view.scaleBy((zooms[event.key()],) * 2)
         elif event.key() == Qt.Key.Key_Home:
             self.fit()
         else:
             return False
         return True
-
-
-def _timer(parent: QWidget, interval_ms: int, slot: object) -> QTimer:
-    timer = QTimer(parent)
-    timer.setSingleShot(True)
-    timer.setInterval(interval_ms)
-    timer.timeout.connect(slot)
-    return timer
 
 
 def _pen(colour: QColor, width: float, style: Qt.PenStyle = Qt.PenStyle.SolidLine) -> QPen:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pyqtgraph as pg
-from PySide6.QtCore import QEvent, QPointF, QRectF, Qt, QTimer, Signal
+from PySide6.QtCore import QEvent, QPointF, QRectF, Qt, Signal
 from PySide6.QtGui import QKeyEvent, QPainter, QPalette
 from PySide6.QtWidgets import (
     QCheckBox,
@@ -27,6 +27,7 @@ from PySide6.QtWidgets import (
 from zemosaic_events import CancelToken
 from zemosaic_gui_background import Background
 from zemosaic_gui_legend import Ramp
+from zemosaic_gui_parts import Later, move_by_key
 from zemosaic_gui_pyramid import (
     MODES,
     ImageInfo,
@@ -48,7 +49,6 @@ from zemosaic_types import FrameError, Rect
 _OVERVIEW_PX = 700
 _MAX_PICTURE_PX = 2200
 _SETTLE_MS = 60
-_ZOOM = 1.25
 _CLOSEST = 8  # image pixels across the window at the closest
 _COVERAGE_OPACITY = 0.6
 _COLOUR_MAP = "viridis"
@@ -99,8 +99,7 @@ class MosaicViewer(FollowsLook, QWidget):
         self._cancel = CancelToken()
         self._reading = CancelToken()
         self._background = Background(self)
-        self._settle = QTimer(self, singleShot=True, interval=_SETTLE_MS)
-        self._settle.timeout.connect(self._read_view)
+        self._settle = Later(self, _SETTLE_MS, self._read_view)
         self._message = ("viewer.empty", {})
         self._build()
         self.retranslate()
@@ -430,20 +429,9 @@ class MosaicViewer(FollowsLook, QWidget):
         return super().eventFilter(watched, event)
 
     def _on_key(self, event: QKeyEvent) -> bool:
-        box = self._view.viewRect()
-        dx, dy = 0.1 * box.width(), 0.1 * box.height()
-        moves = {
-            Qt.Key.Key_Left: (-dx, 0.0),
-            Qt.Key.Key_Right: (dx, 0.0),
-            Qt.Key.Key_Up: (0.0, dy),
-            Qt.Key.Key_Down: (0.0, -dy),
-        }
-        zooms = {Qt.Key.Key_Plus: 1 / _ZOOM, Qt.Key.Key_Equal: 1 / _ZOOM, Qt.Key.Key_Minus: _ZOOM}
-        if event.key() in moves:
-            self._view.translateBy(moves[event.key()])
-        elif event.key() in zooms:
-            self._view.scaleBy((zooms[event.key()],) * 2)
-        elif event.key() == Qt.Key.Key_Home:
+        if move_by_key(event, self._view):
+            return True
+        if event.key() == Qt.Key.Key_Home:
             self.fit()
         elif event.key() == Qt.Key.Key_1:
             self.one_to_one()

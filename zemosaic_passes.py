@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from types import MappingProxyType
 
@@ -11,6 +12,7 @@ import numpy as np
 from parallel_utils import Outcome, TaskPool, check_cancelled, peak_memory_bytes
 from zemosaic_astrometry import SolveOptions, choose_solver
 from zemosaic_events import RunStarted, tagged_logger
+from zemosaic_fits_io import read_frame_header
 from zemosaic_flat_frames import flatten_frames
 from zemosaic_frame_source import StackFrame
 from zemosaic_ledger import EXCLUDED, as_suggested, frames_to_drop
@@ -81,19 +83,21 @@ def read_frames(
     if not folder.is_dir():
         raise PlanError(f"{folder} is not a folder")
     plan_path = folder / PLAN_NAME
+    read, progress = cache(read_frame_header), book.progress("headers")
     if plan_path.is_file():
         rows, left_out = read_plan(plan_path)
     else:
-        rows, left_out = plan_from_folder(folder, exclude=book.paths.folder, cancel=book.cancel)
+        how = {"read": read, "on_progress": progress, "cancel": book.cancel}
+        rows, left_out = plan_from_folder(folder, exclude=book.paths.folder, **how)
+        progress = None  # the plan is made of all headers that the run needs
         write_plan(book.paths.folder / PLAN_NAME, rows)
         book.say(f"no {PLAN_NAME} in {folder}; made one of {len(rows)} frames in {book.paths.folder}")
     book.emit(RunStarted(len(rows), str(book.paths.folder)))
     for row in rows:
         book.plan(str(row.path), row.line)
     wanted = _without_unwanted(rows, folder, drop, book)
-    records, unusable = load_frames(
-        wanted, folder, keep_unplaced=keep_unplaced, on_progress=book.progress("headers"), cancel=book.cancel
-    )
+    how = {"read": read, "on_progress": progress, "cancel": book.cancel}
+    records, unusable = load_frames(wanted, folder, keep_unplaced=keep_unplaced, **how)
     for item in [*left_out, *unusable]:
         book.leave_out(item)
     for record in records:

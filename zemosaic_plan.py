@@ -35,6 +35,7 @@ _NO_NAME = "the name is not valid UTF-8 and cannot be written into a plan; renam
 NO_WCS = "no celestial WCS in the file or beside it"
 
 Progress = Callable[[int, int], None]
+ReadHeader = Callable[[Path], FrameHeader]
 
 _TEXT_COLUMNS = ("batch_id", "mount", "bortle", "telescope", "session_date", "filter")
 _MAX_REASONS = 3
@@ -366,6 +367,7 @@ def plan_from_folder(
     folder: Path,
     *,
     exclude: Path | None = None,
+    read: ReadHeader = read_frame_header,
     on_progress: Progress | None = None,
     cancel: CancelToken | None = None,
 ) -> tuple[list[PlanRow], list[LeftOut]]:
@@ -375,6 +377,8 @@ def plan_from_folder(
     ----------
     folder, exclude
         Where to look, and where not; see `scan_folder`.
+    read : callable
+        Reads the header of a file, as `read_frame_header`.
     on_progress, cancel : optional
         Called with ``(done, total)`` after each header; looked at before each.
 
@@ -399,7 +403,7 @@ def plan_from_folder(
         _check(cancel)
         name = frame_id(path, folder)
         try:
-            header = read_frame_header(path)
+            header = read(path)
         except FrameError as err:
             left_out.append(LeftOut(_printable(name), str(err)))
         else:
@@ -538,6 +542,7 @@ def load_frames(
     plan_folder: Path,
     *,
     keep_unplaced: bool = False,
+    read: ReadHeader = read_frame_header,
     on_progress: Progress | None = None,
     cancel: CancelToken | None = None,
 ) -> tuple[list[FrameRecord], list[LeftOut]]:
@@ -552,6 +557,8 @@ def load_frames(
     keep_unplaced : bool
         Whether a frame without a usable celestial WCS is a record too, with the reason in `FrameRecord.unplaced`
         and no WCS in its header, for a plate solver.
+    read : callable
+        Reads the header of a file, as `read_frame_header`.
     on_progress, cancel : optional
         Called with ``(done, total)`` after each header; looked at before each.
 
@@ -575,7 +582,7 @@ def load_frames(
         _check(cancel)
         name = frame_id(row.path, plan_folder)
         try:
-            header, unplaced = _placed_header(row.path)
+            header, unplaced = _placed_header(read(row.path))
         except FrameError as err:
             header, unplaced = None, str(err)
         if header is None or (unplaced and not keep_unplaced):
@@ -593,9 +600,8 @@ def load_frames(
     ]
 
 
-def _placed_header(path: Path) -> tuple[FrameHeader, str]:
+def _placed_header(header: FrameHeader) -> tuple[FrameHeader, str]:
     """Return the header of a frame and why its place on the sky is not known, which is empty where it is."""
-    header = read_frame_header(path)
     if not header.wcs_text:
         return header, NO_WCS
     try:

@@ -26,6 +26,7 @@ _RING_SIGMA = 5.0
 _MESH_PX = 64
 _THRESHOLD_SIGMA = 3.0
 _MAX_STARS = 500
+_MOST_FOR_WIDTH = 100  # stars; more tell the median width no better than it varies over a frame
 # The buffer is allocated anew for every frame, so the large one is for frames that need it.
 _PIXEL_STACKS = (300_000, 5_000_000)
 _SUB_OBJECTS = 20_000
@@ -107,7 +108,7 @@ def find_stars(
     if len(sources) == 0:
         nothing = np.empty(0)
         return StarList(nothing, nothing, nothing, np.nan, np.nan)
-    sharpest = sources[: max(10, len(sources) // 2)]
+    sharpest = sources[: np.clip(len(sources) // 2, 10, _MOST_FOR_WIDTH)]
     radius, _ = sep.flux_radius(residual, sharpest["x"], sharpest["y"], 6.0 * sharpest["a"], 0.5, mask=mask)
     return StarList(
         sources["x"].astype(np.float64),

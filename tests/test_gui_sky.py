@@ -34,7 +34,7 @@ def test_the_depth_does_not_depend_on_how_many_are_counted_at_a_time(monkeypatch
 
     quads = quads_of(60, 4)
     whole = depth_image(quads, EXTENT, (64, 64))
-    monkeypatch.setattr(zemosaic_gui_sky, "_MAX_INTERVALS", 50)
+    monkeypatch.setattr(zemosaic_gui_sky, "_MAX_CROSSINGS", 50)
     assert np.array_equal(depth_image(quads, EXTENT, (64, 64)), whole)
     assert whole.max() > 1
 
