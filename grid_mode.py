@@ -18,6 +18,7 @@ from typing import Any, Self
 
 from zemosaic_config import Config, resolve
 from zemosaic_events import CancelToken, as_listener, tagged_logger
+from zemosaic_frame_source import paths_of
 from zemosaic_mosaic import CellReport, CellTask, Mosaic, clear_folder, open_mosaic, open_stackers
 from zemosaic_pipeline import run_pipeline, settled_frames
 from zemosaic_runbook import RunBook
@@ -169,6 +170,6 @@ def _tile_tasks(mosaic: Mosaic, settings: GridSettings) -> list[CellTask]:
 
 
 def _note_tile(book: RunBook, task: CellTask, report: CellReport) -> None:
-    paths = {frame.record.frame_id: frame.record.path for frame in task.frames}
+    paths = paths_of(task.frames)
     for frame_id, kept, low, high in report.tally:
         book.count_samples(paths[frame_id], kept, low, high)

@@ -78,6 +78,21 @@ def machine() -> tuple[int, int]:
     return cores, psutil.virtual_memory().available
 
 
+def workers_for(requested: int | None, chunk_ram_mb: int, n_tasks: int) -> int:
+    """Return how many workers this machine would be given now.
+
+    Parameters
+    ----------
+    requested, n_tasks : int
+        See `plan_workers`.
+    chunk_ram_mb : int
+        Memory that a worker may use for its frames, MB; what its interpreter and libraries need is added.
+    """
+    cores, free = machine()
+    need = WORKER_BASE_BYTES + chunk_ram_mb * 1024**2
+    return plan_workers(requested, cores=cores, free_bytes=free, worker_bytes=need, n_tasks=n_tasks)
+
+
 def check_cancelled() -> None:
     """Raise `RunCancelled` in a worker process whose run was cancelled; does nothing elsewhere."""
     if _cancel_in_worker is not None:

@@ -16,19 +16,16 @@ from typing import Any, Protocol
 
 import numpy as np
 
+import zemosaic_frame_arrays
 from zemosaic_backend import Device, to_host
 from zemosaic_events import tagged_logger
 from zemosaic_frame_arrays import (
     PREPARE_BYTES_PER_PX,
     RESAMPLE_BYTES_PER_PX,
-    demosaic,
-    flattened,
-    replace_isolated,
     resample,
     to_float,
 )
-from zemosaic_frame_source import MONO, FrameSource, flattened_planes
-from zemosaic_preprocess import ISOLATED_SIGMA
+from zemosaic_frame_source import FrameSource
 from zemosaic_resample_kernels import lanczos3_table
 from zemosaic_stack_arrays import PIXEL_BYTES, SAMPLE_BYTES
 from zemosaic_stack_core import HALO_PX, NoiseModel, normalise, stack
@@ -202,7 +199,8 @@ class DeviceStacker:
 
     def _samples(self, source: FrameSource, section: Rect, raw: np.ndarray, part: Rect) -> Any:
         """Return a frame's samples (c, h, w) of a part of the canvas, not normalised yet."""
-        planes = self._prepared(source, to_float(self.device.upload(raw)), section)
+        raw = to_float(self.device.upload(raw))
+        planes = source.prepared(raw, section, zemosaic_frame_arrays, self.device.upload)
         grid = source.grid
         return resample(
             planes,
@@ -215,17 +213,6 @@ class DeviceStacker:
             source.kernel,
             self._lanczos_table(),
         )
-
-    def _prepared(self, source: FrameSource, raw: Any, section: Rect) -> Any:
-        flat = source.flat_of(section)
-        if flat is not None:
-            flat = (*(self.device.upload(a) for a in flat[:2]), flat[2])
-        if source.colours is None:
-            return raw if flat is None else flattened_planes(flattened, raw, *flat)
-        whole = raw[0] if flat is None else flattened(raw[0], source.colours, *flat)
-        sky, noise = np.array(source.frame.sky), np.array(source.frame.noise)
-        clean = replace_isolated(whole, source.colours, sky, noise, ISOLATED_SIGMA)
-        return clean[None] if source.colours is MONO else demosaic(clean, source.colours)
 
     def _lanczos_table(self) -> Any:
         if self._table is None:

@@ -18,12 +18,12 @@ from functools import partial
 
 import numpy as np
 from scipy.sparse import coo_matrix, diags_array
-from scipy.sparse.csgraph import connected_components
 from scipy.sparse.linalg import cg
-from scipy.spatial import cKDTree
 from scipy.spatial.distance import cdist
 
 import zemosaic_alignment_kernels as kernels
+from zemosaic_detections import cluster_stars, renumbered
+from zemosaic_links import linked_groups, members_of
 from zemosaic_types import Tell, part_of, tell_nobody
 
 #: Offsets are searched up to this distance along an axis, px of the canvas.
@@ -52,8 +52,8 @@ _LEAST_RATIO = 4.0
 
 
 @dataclass(frozen=True)
-class Detections:
-    """The stars of all frames where their WCS put them, in frame order.
+class Positions:
+    """Where the WCS of all frames put the stars that they show, and how surely; d detections in frame order.
 
     Attributes
     ----------
@@ -81,10 +81,10 @@ class Detections:
         """Number of frames."""
         return len(self.centre)
 
-    def only(self, chosen: np.ndarray) -> Detections:
+    def only(self, chosen: np.ndarray) -> Positions:
         """Return the detections that `chosen` (d,) marks, of the same frames."""
         parts = (values[chosen] for values in (self.frame, self.x, self.y, self.sigma))
-        return Detections(*parts, self.centre, self.radius)
+        return Positions(*parts, self.centre, self.radius)
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ class Alignment:
     Attributes
     ----------
     correction : ndarray, shape (n, 4), float64
-        Shift along x and y, scale and rotation, all in px: the latter two at the frame's `Detections.radius`. See
+        Shift along x and y, scale and rotation, all in px: the latter two at the frame's `Positions.radius`. See
         `displace`.
     star : ndarray, shape (d,), int64
         Number of the star of each detection; -1 for one that no other frame shows, or its frame's only one.
@@ -172,7 +172,7 @@ def displace(x: np.ndarray, y: np.ndarray, correction: np.ndarray, centre: np.nd
         Row of `Alignment.correction`.
     centre : ndarray, shape (2,)
     radius : float
-        Of `Detections`.
+        Of `Positions`.
     """
     tx, ty, a, b = correction
     u, v = (x - centre[0]) / radius, (y - centre[1]) / radius
@@ -182,7 +182,7 @@ def displace(x: np.ndarray, y: np.ndarray, correction: np.ndarray, centre: np.nd
 # ---- frames that are far off -----------------------------------------------------------------------------
 
 
-def find_offsets(detections: Detections, pairs: np.ndarray) -> Offsets:
+def find_offsets(positions: Positions, pairs: np.ndarray) -> Offsets:
     """Find how far frames are off, up to `SEARCH_PX`, from the offsets at which pairs of frames coincide.
 
     The offsets of the pairs are solved for one shift a frame by robust least squares. What they leave open, the
@@ -191,20 +191,18 @@ def find_offsets(detections: Detections, pairs: np.ndarray) -> Offsets:
 
     Parameters
     ----------
-    detections : Detections
+    positions : Positions
     pairs : ndarray, shape (p, 2), int64
         Frames whose footprints overlap (first < second), or enough of them.
     """
-    n = detections.n_frames
-    found = _pair_offsets(detections, pairs)
+    n = positions.n_frames
+    found = _pair_offsets(positions, pairs)
     votes, chance = found[:, 2], found[:, 3]
     # The largest of hundreds of places: Poisson noise has five standard deviations to try.
     clear = (votes >= _MIN_VOTES) & (votes > chance + 5.0 * np.sqrt(chance) + 3.0)
     edges = pairs[clear]
     shift = _solve_shifts(n, edges, found[clear, :2], votes[clear])
-    graph = coo_matrix((np.ones(len(edges)), (edges[:, 0], edges[:, 1])), shape=(n, n))
-    group = connected_components(graph, directed=False)[1]
-    shift, undecided = _settle_groups(shift, group)
+    shift, undecided = _settle_groups(shift, linked_groups(edges, n))
     near = np.hypot(*shift.T) <= MAX_CORRECTION_PX
     witnesses = np.bincount(edges[near[edges[:, 1]], 0], minlength=n)
     witnesses += np.bincount(edges[near[edges[:, 0]], 1], minlength=n)
@@ -215,13 +213,13 @@ def find_offsets(detections: Detections, pairs: np.ndarray) -> Offsets:
     return Offsets(shift, witnesses, undecided, trusted)
 
 
-def _pair_offsets(detections: Detections, pairs: np.ndarray) -> np.ndarray:
+def _pair_offsets(positions: Positions, pairs: np.ndarray) -> np.ndarray:
     """Return offset (x, y), coinciding stars and those by chance of each pair, (p, 4)."""
-    order = np.lexsort((detections.y, detections.frame))
-    start = np.searchsorted(detections.frame, np.arange(detections.n_frames + 1))
+    order = np.lexsort((positions.y, positions.frame))
+    start = np.searchsorted(positions.frame, np.arange(positions.n_frames + 1))
     found = np.empty((len(pairs), 4))
     pairs = np.ascontiguousarray(pairs, dtype=np.int64)
-    kernels.pair_offsets(pairs, start, detections.x[order], detections.y[order], SEARCH_PX, found)
+    kernels.pair_offsets(pairs, start, positions.x[order], positions.y[order], SEARCH_PX, found)
     return found
 
 
@@ -253,8 +251,7 @@ def _solve_shifts(n: int, edges: np.ndarray, offset: np.ndarray, votes: np.ndarr
 def _settle_groups(shift: np.ndarray, group: np.ndarray) -> tuple[np.ndarray, tuple]:
     """Put each group where most of its frames need no shift; return also the groups where no place has most."""
     settled, undecided = np.zeros_like(shift), []
-    order = np.argsort(group, kind="stable")
-    for members in np.split(order, np.flatnonzero(np.diff(group[order])) + 1):
+    for members in members_of(group):
         if members.size == 1:
             continue
         place = _place_of_most(shift[members])
@@ -280,83 +277,11 @@ def _place_of_most(shift: np.ndarray) -> np.ndarray | None:
     return np.median(shift[near], axis=0)
 
 
-# ---- which detections are one star -----------------------------------------------------------------------
-
-
-def match_stars(positions: np.ndarray, frame: np.ndarray, radius: float) -> np.ndarray:
-    """Return the number of each detection's star; -1 if no other frame shows it, or it is not clear.
-
-    Where the detections are densest in cells of `radius`, there is a star; a detection belongs to the nearest one
-    within `radius`. Two detections of one frame that claim one star are both left out. No frame is a reference,
-    and the order of the frames does not matter.
-
-    Parameters
-    ----------
-    positions : ndarray, shape (d, 2), float64
-    frame : ndarray, shape (d,), int64
-    radius : float
-    """
-    if len(positions) == 0:
-        return np.empty(0, dtype=np.int64)
-    seeds = _dense_places(positions, radius)
-    for _ in range(2):
-        distance, nearest = cKDTree(seeds).query(positions, distance_upper_bound=radius)
-        inside = np.isfinite(distance)
-        count = np.bincount(nearest[inside], minlength=len(seeds))
-        sums = [np.bincount(nearest[inside], positions[inside, axis], minlength=len(seeds)) for axis in range(2)]
-        seeds = np.column_stack(sums)[count > 0] / count[count > 0, None]
-    distance, star = cKDTree(seeds).query(positions, distance_upper_bound=radius)
-    star[~np.isfinite(distance)] = -1
-    return _renumbered(_without_doubles(star, frame))
-
-
-def _without_doubles(star: np.ndarray, frame: np.ndarray) -> np.ndarray:
-    order = np.lexsort((frame, star))
-    same = (np.diff(star[order]) == 0) & (np.diff(frame[order]) == 0)
-    double = np.zeros(star.size, dtype=bool)
-    double[order[1:][same]] = True
-    double[order[:-1][same]] = True
-    return np.where(double, -1, star)
-
-
-def _renumbered(star: np.ndarray) -> np.ndarray:
-    """Number the stars that at least two detections show from 0."""
-    count = np.bincount(star[star >= 0], minlength=1)
-    number = np.cumsum(count >= 2) - 1
-    seen = (star >= 0) & (count[star] >= 2)
-    return np.where(seen, number[star], -1)
-
-
-def _dense_places(positions: np.ndarray, radius: float) -> np.ndarray:
-    """Return the centroids of the 3 x 3 cells that hold most detections of all around them."""
-    cell = np.floor(positions / radius).astype(np.int64)
-    cell -= cell.min(axis=0) - 1
-    width = int(cell[:, 0].max()) + 2
-    key, inverse, count = np.unique(cell[:, 1] * width + cell[:, 0], return_inverse=True, return_counts=True)
-    sums = np.column_stack([count, *(np.bincount(inverse, positions[:, axis]) for axis in range(2))])
-    around = [_neighbour(key, dy * width + dx) for dy in (-1, 0, 1) for dx in (-1, 0, 1)]
-    # A row of zeros behind the last cell stands for an empty one.
-    block = np.sum([np.vstack([sums, np.zeros(3)])[index] for index in around], axis=0)
-    held = np.append(block[:, 0], 0.0)
-    peak = np.ones(key.size, dtype=bool)
-    for k, index in enumerate(around):
-        if k != 4:
-            peak &= (block[:, 0] > held[index]) if k < 4 else (block[:, 0] >= held[index])
-    return block[peak, 1:] / block[peak, :1]
-
-
-def _neighbour(key: np.ndarray, step: int) -> np.ndarray:
-    """Return where ``key + step`` stands in the sorted `key`, its length if nowhere."""
-    index = np.searchsorted(key, key + step)
-    found = (index < key.size) & (key[np.minimum(index, key.size - 1)] == key + step)
-    return np.where(found, index, key.size)
-
-
 # ---- the solution ----------------------------------------------------------------------------------------
 
 
 def align(
-    detections: Detections,
+    positions: Positions,
     shift: np.ndarray | None = None,
     *,
     held: np.ndarray | None = None,
@@ -366,7 +291,7 @@ def align(
 
     Parameters
     ----------
-    detections : Detections
+    positions : Positions
     shift : ndarray, shape (n, 2), optional
         What is known of the frames' offsets, to match the stars with (`Offsets.shift`).
     held : ndarray of bool, shape (n,), optional
@@ -379,7 +304,7 @@ def align(
     Alignment
         Frames without common stars are not corrected, frames with few are shifted only.
     """
-    correction = np.zeros((detections.n_frames, 4))
+    correction = np.zeros((positions.n_frames, 4))
     if shift is not None:
         correction[:, :2] = shift
     if held is not None:
@@ -387,17 +312,17 @@ def align(
     rounds = len(_MATCH_RADII_PX)
     for k, radius in enumerate(_MATCH_RADII_PX):
         tell(k / rounds)
-        star = match_stars(_corrected(detections, correction), detections.frame, radius)
-        star = _of_frames_with(MIN_STARS_SHIFT, star, detections.frame)
+        star = cluster_stars(_corrected(positions, correction), positions.frame, radius)
+        star = _of_frames_with(MIN_STARS_SHIFT, star, positions.frame)
         system, correction, weight = _solve_in_turn(
-            detections, star, held, correction, part_of(tell, k / rounds, (k + 1) / rounds)
+            positions, star, held, correction, part_of(tell, k / rounds, (k + 1) / rounds)
         )
-    return _judged(detections, system, correction, weight)
+    return _judged(positions, system, correction, weight)
 
 
-def _corrected(detections: Detections, correction: np.ndarray) -> np.ndarray:
-    f = detections.frame
-    x, y = displace(detections.x, detections.y, correction[f].T, detections.centre[f].T, detections.radius[f])
+def _corrected(positions: Positions, correction: np.ndarray) -> np.ndarray:
+    f = positions.frame
+    x, y = displace(positions.x, positions.y, correction[f].T, positions.centre[f].T, positions.radius[f])
     return np.column_stack([x, y])
 
 
@@ -408,22 +333,22 @@ def _of_frames_with(least: int, star: np.ndarray, frame: np.ndarray) -> np.ndarr
         few = (star >= 0) & (common[frame] < least)
         if not few.any():
             return star
-        star = _renumbered(np.where(few, -1, star))
+        star = renumbered(np.where(few, -1, star))
 
 
 def _solve_in_turn(
-    detections: Detections, star: np.ndarray, held: np.ndarray | None, correction: np.ndarray, tell: Tell
+    positions: Positions, star: np.ndarray, held: np.ndarray | None, correction: np.ndarray, tell: Tell
 ) -> tuple[_System, np.ndarray, np.ndarray]:
     """Solve the frames with many common stars, then those with few against them.
 
     A frame that cannot be turned would pin the rotation of all others.
     """
-    main = _of_frames_with(MIN_STARS_SIMILARITY, star, detections.frame)
-    solved, weight = _solve_robustly(_System.of(detections, main, held), correction, tell)
-    system = _System.of(detections, star, held)
+    main = _of_frames_with(MIN_STARS_SIMILARITY, star, positions.frame)
+    solved, weight = _solve_robustly(_System.of(positions, main, held), correction, tell)
+    system = _System.of(positions, star, held)
     if np.array_equal(main, star):
         return system, solved, weight
-    left = np.bincount(detections.frame[main >= 0], minlength=detections.n_frames) == 0
+    left = np.bincount(positions.frame[main >= 0], minlength=positions.n_frames) == 0
     base = np.where(left[:, None], 0.0, solved)
     offset = system.offset + system.displacements(base)
     rest = replace(system, free=system.free & left[:, None], offset=offset)
@@ -450,18 +375,18 @@ class _System:
     n_stars: int
 
     @classmethod
-    def of(cls, detections: Detections, star: np.ndarray, held: np.ndarray | None = None) -> _System:
+    def of(cls, positions: Positions, star: np.ndarray, held: np.ndarray | None = None) -> _System:
         used = np.flatnonzero(star >= 0)
-        frame, star = detections.frame[used], star[used]
+        frame, star = positions.frame[used], star[used]
         n_stars = int(star.max(initial=-1)) + 1
-        positions = np.column_stack([detections.x, detections.y])[used]
-        place = _means(star, np.ones(used.size), positions, n_stars)[star]
-        u, v = ((place - detections.centre[frame]) / detections.radius[frame, None]).T.copy()
-        common = np.bincount(frame, minlength=detections.n_frames)[:, None]
+        there = np.column_stack([positions.x[used], positions.y[used]])
+        place = _means(star, np.ones(used.size), there, n_stars)[star]
+        u, v = ((place - positions.centre[frame]) / positions.radius[frame, None]).T.copy()
+        common = np.bincount(frame, minlength=positions.n_frames)[:, None]
         free = np.repeat([common >= MIN_STARS_SHIFT, common >= MIN_STARS_SIMILARITY], 2, axis=0)[:, :, 0].T
         if held is not None:
             free &= ~held[:, None]
-        return cls(used, frame, star, u, v, positions - place, detections.sigma[used], free, n_stars)
+        return cls(used, frame, star, u, v, there - place, positions.sigma[used], free, n_stars)
 
     def displacements(self, correction: np.ndarray) -> np.ndarray:
         out = np.empty((self.frame.size, 2))
@@ -584,23 +509,23 @@ def _solve(
     return solution
 
 
-def _judged(detections: Detections, system: _System, correction: np.ndarray, weight: np.ndarray) -> Alignment:
-    star, all_weight = np.full(detections.frame.size, -1), np.zeros(detections.frame.size)
+def _judged(positions: Positions, system: _System, correction: np.ndarray, weight: np.ndarray) -> Alignment:
+    star, all_weight = np.full(positions.frame.size, -1), np.zeros(positions.frame.size)
     star[system.used], all_weight[system.used] = system.star, weight
     return Alignment(
         correction,
         star,
         all_weight,
-        n_common=np.bincount(system.frame, minlength=detections.n_frames),
+        n_common=np.bincount(system.frame, minlength=positions.n_frames),
         before=_rms(system, weight, np.zeros_like(correction)),
         after=_rms(system, weight, correction),
         **_gains(system, weight, correction),
     )
 
 
-def residual_px(detections: Detections, found: Alignment, correction: np.ndarray) -> np.ndarray:
+def residual_px(positions: Positions, found: Alignment, correction: np.ndarray) -> np.ndarray:
     """Return `Alignment.after` (n,) as it is with another correction, such as one of some frames only."""
-    return _rms(_System.of(detections, found.star), found.weight[found.star >= 0], correction)
+    return _rms(_System.of(positions, found.star), found.weight[found.star >= 0], correction)
 
 
 def _rms(system: _System, weight: np.ndarray, correction: np.ndarray) -> np.ndarray:

@@ -7,6 +7,7 @@ on a GPU opens one `Device` and keeps to it; a `DeviceInfo` is what crosses to o
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import sys
@@ -231,6 +232,16 @@ def find_devices() -> list[DeviceInfo]:
     if not devices:
         raise DeviceUnavailable("; ".join(faults))
     return devices
+
+
+def print_devices() -> None:
+    """Print the names of the GPUs that answer and why there is none, as JSON; for a process that only looks."""
+    logging.disable()
+    try:
+        answer = [[device.name for device in find_devices()], ""]
+    except DeviceUnavailable as reason:
+        answer = [[], str(reason)]
+    sys.stdout.write(json.dumps(answer))
 
 
 def open_device(index: int = 0) -> Device:

@@ -14,12 +14,12 @@ from functools import partial
 
 import numpy as np
 
+from zemosaic_detections import STAR_COLUMNS, Detections
 from zemosaic_photometry import (
     MIN_SIGNAL_TO_NOISE,
     FrameMeasure,
     Geometry,
     cell_place,
-    identify_stars,
     solve_match,
 )
 
@@ -121,8 +121,7 @@ def _half(measure: FrameMeasure, cell_px: int, parity: int) -> FrameMeasure:
 
 
 def _with_stars(measure: FrameMeasure, chosen: np.ndarray) -> FrameMeasure:
-    names = ("star_x", "star_y", "frame_x", "frame_y", "flux", "flux_error")
-    return replace(measure, **{name: getattr(measure, name)[chosen] for name in names})
+    return replace(measure, **{name: getattr(measure, name)[chosen] for name in STAR_COLUMNS})
 
 
 def _without_stars(measure: FrameMeasure) -> FrameMeasure:
@@ -131,13 +130,12 @@ def _without_stars(measure: FrameMeasure) -> FrameMeasure:
 
 def _star_scatter(solution: Agreement, measures: list[FrameMeasure]) -> np.ndarray:
     """Return squared differences of the magnitudes of common stars from their means, over their errors."""
-    frame = np.repeat(np.arange(len(measures)), [m.star_x.size for m in measures])
-    number = np.concatenate(identify_stars(measures))
-    flux, error = (np.concatenate([getattr(m, name) for m in measures]) for name in ("flux", "flux_error"))
-    good = (number >= 0) & (flux > MIN_SIGNAL_TO_NOISE * error).all(axis=1)
-    value = np.log(solution.gain[frame[good]] * flux[good])
-    sigma = np.hypot(error[good] / flux[good], _FLUX_ERROR)
-    return _squares(number[good], value, sigma)
+    stars = Detections.of(measures).identified()
+    good = (stars.star >= 0) & (stars.flux > MIN_SIGNAL_TO_NOISE * stars.error).all(axis=1)
+    stars = stars.chosen(good)
+    value = np.log(solution.gain[stars.frame] * stars.flux)
+    sigma = np.hypot(stars.error / stars.flux, _FLUX_ERROR)
+    return _squares(stars.star, value, sigma)
 
 
 def _sky_scatter(geometry: Geometry, solution: Agreement, measures: list[FrameMeasure]) -> np.ndarray:

@@ -15,14 +15,15 @@ Kernels over arrays: no header, no file. The cost is linear in the number of det
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy.linalg import block_diag, eigh
-from scipy.sparse import bmat, csr_matrix
-from scipy.sparse.csgraph import connected_components
+from scipy.sparse import csr_matrix
 
-from zemosaic_types import FlatModel, Rect, Tell, part_of, tell_nobody
+from zemosaic_detections import Detections
+from zemosaic_links import tied_groups
+from zemosaic_types import MAD_TO_SIGMA, FlatModel, Rect, Tell, part_of, tell_nobody
 
 #: Total degree of the logarithm of the pattern.
 DEGREE = 4
@@ -44,7 +45,6 @@ _DARKEST = 0.3  # a pattern below this is no vignetting
 _FLUX_FLOOR = 0.01  # relative: crowding, undersampling
 _STAR_FREEDOM = 4.0
 _HUBER = 1.5
-_MAD_TO_SIGMA = 1.482602218505602
 _ROUNDS = 8
 _SKY_ROUNDS = 5
 _MIN_CELLS = 12
@@ -52,32 +52,6 @@ _DISAGREEMENT_SIGMA = 5.0
 _CG_TOLERANCE = 1e-11
 _CG_STEPS = 2000
 _GRID = 33
-
-
-@dataclass(frozen=True)
-class Detections:
-    """Stars of one instrument's frames, m detections in c colours.
-
-    Attributes
-    ----------
-    frame, star : ndarray, shape (m,), int
-        Which frame saw which star; numbers from 0.
-    x, y : ndarray, shape (m,)
-        Places on the detector, pixels.
-    flux, error : ndarray, shape (m, c)
-        NaN where it could not be measured.
-    """
-
-    frame: np.ndarray
-    star: np.ndarray
-    x: np.ndarray
-    y: np.ndarray
-    flux: np.ndarray
-    error: np.ndarray
-
-    def chosen(self, which: np.ndarray) -> Detections:
-        """Return some of the detections."""
-        return Detections(*(getattr(self, field.name)[which] for field in fields(self)))
 
 
 @dataclass(frozen=True)
@@ -185,6 +159,7 @@ def stars_flat(stars: Detections, n_frames: int, shape: tuple[int, int], *, tell
     Parameters
     ----------
     stars : Detections
+        Of one instrument's frames; their places on the canvas take no part.
     n_frames : int
         Their frames are numbered below this.
     shape : tuple of int
@@ -260,9 +235,7 @@ class _Channel:
 def _usable(stars: Detections, flux: np.ndarray, error: np.ndarray, n_frames: int) -> Detections:
     """Return the detections, with fluxes (m,), of stars that are bright enough and seen more than once."""
     flux, error = flux.astype(float), error.astype(float)
-    good = np.flatnonzero((flux > 0) & (error > 0))
-    columns = stars.frame, stars.star, stars.x, stars.y, flux, error
-    one = Detections(*(column[good] for column in columns))
+    one = replace(stars, flux=flux, error=error).chosen((flux > 0) & (error > 0))
     one = one.chosen(_group_median(one.star, one.flux / one.error) >= MIN_SIGNAL_TO_NOISE)
     one = one.chosen(_brightest(one.frame, one.flux, max(10, MAX_DETECTIONS // max(1, n_frames))))
     count = np.bincount(one.star)
@@ -291,11 +264,11 @@ def _solve_channel(one: Detections, n_frames: int, shape: tuple[int, int], tell:
     if m == 0:
         nothing = np.full((n_frames, 1 + k), np.nan)
         return _Channel(np.zeros((k, k)), np.zeros(k), nothing, np.arange(n_frames), 0)
-    columns = np.column_stack([np.log(one.flux), basis(one.x, one.y, shape)])
+    columns = np.column_stack([np.log(one.flux), basis(one.frame_x, one.frame_y, shape)])
     columns[:, 0] -= columns[:, 0].mean()
     given = base = 1.0 / (np.square(one.error / one.flux) + _FLUX_FLOOR**2)
     number = np.unique(one.star, return_inverse=True)[1]
-    group = _tied_frames(one.frame, number, n_frames)
+    group = tied_groups(one.frame, number, n_frames)
     ties = np.unique(group[one.frame]).size
     free = max(1, m - (number.max() + 1) - (np.unique(one.frame).size - ties) - k)
     weight, terms, scale = base, None, 1.0
@@ -306,7 +279,7 @@ def _solve_channel(one: Detections, n_frames: int, shape: tuple[int, int], tell:
         pull = rest[:, 1:].T @ (weight * rest[:, 0])
         before, terms = terms, np.linalg.lstsq(normal, pull, rcond=1e-12)[0]
         standard = (rest[:, 0] - rest[:, 1:] @ terms) * np.sqrt(base)
-        scale = _MAD_TO_SIGMA * float(np.median(np.abs(standard))) * np.sqrt(m / free)
+        scale = MAD_TO_SIGMA * float(np.median(np.abs(standard))) * np.sqrt(m / free)
         if scale == 0.0 or (before is not None and np.abs(rest[:, 1:] @ (terms - before)).max() < 1e-6):
             break
         base = given / np.maximum(1.0, _own_scatter(standard * np.sqrt(given / base) / scale, number))
@@ -328,11 +301,6 @@ def _influence(standard: np.ndarray, scale: float) -> float:
     inside = np.abs(standard) <= _HUBER * scale
     psi = np.clip(standard, -_HUBER * scale, _HUBER * scale)
     return float(np.sqrt(np.mean(psi**2)) / max(0.1, inside.mean()))
-
-
-def _tied_frames(frame: np.ndarray, star: np.ndarray, n_frames: int) -> np.ndarray:
-    seen = csr_matrix((np.ones(frame.size), (frame, star)), shape=(n_frames, star.max() + 1))
-    return connected_components(bmat([[None, seen], [seen.T, None]]), directed=False)[1][:n_frames]
 
 
 def _without_effects(
@@ -504,7 +472,7 @@ def _sky_equations(
         total, towards = np.zeros((q + 1, q + 1)), np.zeros(q + 1)
         for pair in pairs:
             y, design = pair.difference(amplitudes, pedestal, c)
-            spread = max(_MAD_TO_SIGMA * float(np.median(np.abs(y))), 1e-9)
+            spread = max(MAD_TO_SIGMA * float(np.median(np.abs(y))), 1e-9)
             weight = np.minimum(1.0, _HUBER * spread / np.maximum(np.abs(y), 1e-12)) / spread**2
             weighted = design.T * weight
             total += weighted @ design

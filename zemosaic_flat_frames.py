@@ -12,9 +12,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 from scipy.spatial import cKDTree
 
+from zemosaic_detections import Detections
 from zemosaic_flat import (
     MAX_MODE_ERROR,
-    Detections,
     SharedSky,
     StarFlat,
     corner_loss,
@@ -26,7 +26,6 @@ from zemosaic_flat import (
 )
 from zemosaic_measure import MeasuredFrame
 from zemosaic_pairs import partner_pairs
-from zemosaic_photometry import identify_stars
 from zemosaic_types import FlatModel, FrameHeader, Tell, part_of, tell_nobody
 
 #: `auto` wants so many frames of an instrument, and so many detections of stars that several of them show.
@@ -184,19 +183,14 @@ def _own_channels(m: MeasuredFrame) -> int:
 
 
 def _detections(frames: list[MeasuredFrame]) -> Detections:
-    measures = [m.measure for m in frames]
-    star = identify_stars(measures)
-    c = _own_channels(frames[0])
-    frame = np.repeat(np.arange(len(frames)), [number.size for number in star])
-    places = [np.concatenate([getattr(m, name) for m in measures]) for name in ("frame_x", "frame_y")]
-    fluxes = [np.concatenate([getattr(m, name)[:, :c] for m in measures]) for name in ("flux", "flux_error")]
-    every = Detections(frame, np.concatenate(star), *places, *fluxes)
-    return every.chosen(every.star >= 0)
+    every = Detections.of([m.measure for m in frames]).identified()
+    own = slice(_own_channels(frames[0]))
+    return replace(every, flux=every.flux[:, own], error=every.error[:, own]).chosen(every.star >= 0)
 
 
 def _shared_skies(frames: list[MeasuredFrame]) -> Iterator[SharedSky]:
     """Yield the levels of boxes that pairs of frames share."""
-    centres = np.array([np.mean(m.placement.polygon, axis=0) for m in frames])
+    centres = np.array([m.placement.centre for m in frames])
     chosen = _some_frames(centres)
     pairs = chosen[partner_pairs([frames[k].placement for k in chosen], _PARTNERS)]
     c = _own_channels(frames[0])

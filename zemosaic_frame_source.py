@@ -6,16 +6,18 @@ resamples it. The stacking drivers of the host and of a device share what is sai
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
 
+import zemosaic_preprocess as compiled
 from zemosaic_fits_io import frame_wcs, read_alpha, read_planes, read_section
 from zemosaic_flat import section_polynomials
-from zemosaic_preprocess import ISOLATED_SIGMA, SUPPORT_PX, bayer_colours, demosaic, flattened, replace_isolated
+from zemosaic_preprocess import ISOLATED_SIGMA, SUPPORT_PX, bayer_colours
 from zemosaic_reproject import (
     KERNEL_REACH_PX,
     Canvas,
@@ -47,6 +49,11 @@ class StackFrame:
     sky: tuple[float, ...]
     noise: tuple[float, ...]
     flat: FlatModel | None = None
+
+
+def paths_of(frames: Iterable[StackFrame]) -> dict[str, str]:
+    """Return the files of frames by frame id."""
+    return {frame.record.frame_id: frame.record.path for frame in frames}
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +118,7 @@ class FrameSource:
         if section.empty:
             samples[...] = np.nan
             return
-        planes = self._prepared(self.read(section), section)
+        planes = self.prepared(np.ascontiguousarray(self.read(section), dtype=np.float32), section)
         samples[...] = resample(planes, section, self.header.shape, self.grid, part, kernel=self.kernel)
         normalise(samples, np.array(self.frame.solution.gain), *self.ramps(part))
 
@@ -129,21 +136,34 @@ class FrameSource:
         columns = slope_x * (np.arange(part.x0, part.x1) - solution.centre[0])
         return rows.astype(np.float32), columns.astype(np.float32)
 
-    def flat_of(self, section: Rect) -> tuple[np.ndarray, np.ndarray, float] | None:
-        """Return what `flattened` needs of a section (rows, columns, pedestal), None without a flat."""
-        flat = self.frame.flat
-        return None if flat is None else (*section_polynomials(flat, section), flat.pedestal)
+    def prepared(
+        self,
+        raw: Any,
+        section: Rect,
+        forms: ModuleType = compiled,
+        upload: Callable[[np.ndarray], Any] = np.asarray,
+    ) -> Any:
+        """Return the planes of a section, (c, h, w) float32: without vignetting and defects, demosaiced.
 
-    def _prepared(self, raw: np.ndarray, section: Rect) -> np.ndarray:
-        """Return the planes of a section, (c, h, w) float32."""
-        planes = np.ascontiguousarray(raw, dtype=np.float32)
-        flat = self.flat_of(section)
+        Parameters
+        ----------
+        raw : array, shape (c, h, w), float32
+            Pixels of the section as they are stored, wherever the forms want them.
+        section : Rect
+        forms : module
+            `zemosaic_preprocess` or `zemosaic_frame_arrays`, which have the same kernels.
+        upload : callable
+            Takes an array to where `raw` is.
+        """
+        flat = self.frame.flat
+        if flat is not None:
+            flat = (*(upload(a) for a in section_polynomials(flat, section)), flat.pedestal)
         if self.colours is None:
-            return planes if flat is None else flattened_planes(flattened, planes, *flat)
-        whole = planes[0] if flat is None else flattened(planes[0], self.colours, *flat)
+            return raw if flat is None else _flattened_planes(forms.flattened, raw, *flat)
+        whole = raw[0] if flat is None else forms.flattened(raw[0], self.colours, *flat)
         sky, noise = np.array(self.frame.sky), np.array(self.frame.noise)
-        clean = replace_isolated(whole, self.colours, sky, noise, ISOLATED_SIGMA)
-        return clean[None] if self.colours is MONO else demosaic(clean, self.colours)
+        clean = forms.replace_isolated(whole, self.colours, sky, noise, ISOLATED_SIGMA)
+        return clean[None] if self.colours is MONO else forms.demosaic(clean, self.colours)
 
     def pixel_weights(self, part: Rect, radial: RadialWeight | None, feather_px: float) -> np.ndarray | None:
         """Return the weight of each pixel of `part`, float32: its own, resampled, `radial`, and a feather.
@@ -195,7 +215,7 @@ class FrameSource:
         return radial_weight(radius, feather=radial.feather, power=radial.power, floor=radial.floor)
 
 
-def flattened_planes(flattened: Callable, planes: Any, rows: Any, columns: Any, pedestal: float) -> Any:
+def _flattened_planes(flattened: Callable, planes: Any, rows: Any, columns: Any, pedestal: float) -> Any:
     """Return planes (c, h, w) of one colour each with the flat divided out, by either form of `flattened`."""
     out = planes.copy()
     for c in range(planes.shape[0]):

@@ -14,8 +14,11 @@ from dataclasses import dataclass
 
 import numpy as np
 from scipy.sparse import coo_matrix
-from scipy.sparse.csgraph import connected_components, minimum_spanning_tree
+from scipy.sparse.csgraph import minimum_spanning_tree
 from scipy.spatial import cKDTree
+
+from zemosaic_links import linked_groups, members_of
+from zemosaic_sphere import chord_angle_deg, normalised, north_east, places_deg, unit_vectors
 
 #: A frame turned by this angle covers the same field.
 HALF_TURN_DEG = 180.0
@@ -111,7 +114,7 @@ def group_pointings(
     threshold, radius = rules.threshold_deg, rules.radius_deg
     if rules.target:
         threshold, radius = threshold_for(length_deg, len(points), rules.target), np.inf
-    linked = _components(pairs[length_deg <= threshold], len(points))
+    linked = linked_groups(pairs[length_deg <= threshold], len(points))
     piece, cut = _cut_chains(points, count, linked, radius)
     order = np.argsort(spot, kind="stable")
     number, angle, turned = piece[spot], None, np.zeros(cut.size, dtype=bool)
@@ -123,8 +126,8 @@ def group_pointings(
     centre = _means(sky, number, order)
     return Grouping(
         number=number,
-        centre_deg=_spherical(centre),
-        radius_deg=_largest(_angle_deg(np.linalg.norm(sky - centre[number], axis=1)), number),
+        centre_deg=places_deg(centre),
+        radius_deg=_largest(chord_angle_deg(np.linalg.norm(sky - centre[number], axis=1)), number),
         angle_deg=np.full(len(first), np.nan) if angle is None else angle[first],
         cut=cut[first],
         turned=turned[first],
@@ -158,7 +161,7 @@ def _forest(points: np.ndarray, kind: np.ndarray) -> tuple[np.ndarray, np.ndarra
     starts = np.flatnonzero(np.diff(kind, prepend=-1))
     trees = [start + spanning_tree(part) for start, part in zip(starts, np.split(points, starts[1:]), strict=True)]
     pairs = np.concatenate(trees)
-    return pairs, _angle_deg(np.linalg.norm(points[pairs[:, 0]] - points[pairs[:, 1]], axis=1))
+    return pairs, chord_angle_deg(np.linalg.norm(points[pairs[:, 0]] - points[pairs[:, 1]], axis=1))
 
 
 def spanning_tree(points: np.ndarray) -> np.ndarray:
@@ -186,7 +189,7 @@ def spanning_tree(points: np.ndarray) -> np.ndarray:
         order = np.lexsort((away, label))
         nearest = order[np.flatnonzero(np.diff(label[order], prepend=-1))]
         edges.append(np.column_stack([nearest, stranger[nearest]]))
-        label = _components(label[edges[-1]], label.max() + 1)[label]
+        label = linked_groups(label[edges[-1]], label.max() + 1)[label]
     return _without_cycles(np.unique(np.sort(np.concatenate(edges), axis=1), axis=0), points)
 
 
@@ -228,11 +231,6 @@ def _without_cycles(edges: np.ndarray, points: np.ndarray) -> np.ndarray:
     return np.column_stack(minimum_spanning_tree(graph).nonzero())
 
 
-def _components(pairs: np.ndarray, n: int) -> np.ndarray:
-    graph = coo_matrix((np.ones(len(pairs)), tuple(pairs.T)), shape=(n, n))
-    return connected_components(graph, directed=False)[1]
-
-
 def threshold_for(length_deg: np.ndarray, n_points: int, target: int) -> float:
     """Return the threshold that leaves the number of groups nearest to a target.
 
@@ -262,7 +260,7 @@ def _cut_chains(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return the piece of each point (n,) and whether a piece was cut from a wider group."""
     piece, cut = np.empty(len(points), dtype=int), []
-    for members in _members(linked, np.arange(len(points))):
+    for members in members_of(linked):
         parts = list(_pieces(members, lambda part: _halves(points[part], count[part], radius_deg)))
         for part in parts:
             piece[part] = len(cut)
@@ -284,9 +282,9 @@ def _pieces(members: np.ndarray, halves: Callable[[np.ndarray], np.ndarray | Non
 
 def _halves(points: np.ndarray, count: np.ndarray, radius_deg: float) -> np.ndarray | None:
     """Return which points (n,) lie above the cut across the longest extent, None if all lie within the radius."""
-    centre = _normalised((points * count[:, None]).sum(axis=0))
+    centre = normalised((points * count[:, None]).sum(axis=0))
     away = points - centre
-    if _angle_deg(np.linalg.norm(away, axis=1).max()) <= max(radius_deg, _SAME_DEG):
+    if chord_angle_deg(np.linalg.norm(away, axis=1).max()) <= max(radius_deg, _SAME_DEG):
         return None
     axis = np.linalg.eigh((away * count[:, None]).T @ away)[1][:, -1]
     along = away @ (axis * np.sign(axis[np.abs(axis).argmax()]))
@@ -310,7 +308,7 @@ def _split_turned(
     """Return the group of each frame (n,), and middle angle and former group of each group (g,)."""
     centre = _means(sky, number, order)
     split, angle, parent = np.empty_like(number), [], []
-    for members in _members(number, order):
+    for members in members_of(number, order):
         turn = _angles_at(centre[number[members[0]]], sky[members], direction[members])
         for part, middle in _turns(turn, split_deg):
             split[members[part]] = len(parent)
@@ -338,7 +336,7 @@ def _turns(turn: np.ndarray, split_deg: float) -> Iterator[tuple[np.ndarray, flo
 
 def _directions(centre_deg: np.ndarray, angle_deg: np.ndarray) -> np.ndarray:
     """Return the frames' x axes as unit vectors (n, 3) along the sphere."""
-    north, east = _north_east(centre_deg)
+    north, east = north_east(centre_deg)
     angle = np.deg2rad(angle_deg)[:, None]
     return np.cos(angle) * north + np.sin(angle) * east
 
@@ -350,7 +348,7 @@ def _angles_at(centre: np.ndarray, sky: np.ndarray, direction: np.ndarray) -> np
     """
     step = (direction @ centre) / np.maximum(1.0 + sky @ centre, 1e-12)
     moved = direction - step[:, None] * (sky + centre)
-    north, east = _north_east(_spherical(centre[None]))
+    north, east = north_east(places_deg(centre[None]))
     return _half_turn(np.rad2deg(np.arctan2(moved @ east[0], moved @ north[0])))
 
 
@@ -361,50 +359,12 @@ def _half_turn(angle_deg: np.ndarray) -> np.ndarray:
 
 def position_angle_deg(start_deg: np.ndarray, end_deg: np.ndarray) -> np.ndarray:
     """Return the position angle (n,), north through east, of the way from one place to another, both (n, 2)."""
-    north, east = _north_east(start_deg)
+    north, east = north_east(start_deg)
     way = unit_vectors(end_deg) - unit_vectors(start_deg)
     return np.rad2deg(np.arctan2((way * east).sum(axis=1), (way * north).sum(axis=1)))
 
 
-# ---- the sphere and the numbers -------------------------------------------------------------------------
-
-
-def unit_vectors(centre_deg: np.ndarray) -> np.ndarray:
-    """Return right ascensions and declinations (n, 2) as unit vectors (n, 3)."""
-    lon, lat = np.deg2rad(np.asarray(centre_deg, dtype=float)).T
-    return np.column_stack([np.cos(lat) * np.cos(lon), np.cos(lat) * np.sin(lon), np.sin(lat)])
-
-
-def _north_east(centre_deg: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    lon, lat = np.deg2rad(np.asarray(centre_deg, dtype=float)).T
-    north = np.column_stack([-np.sin(lat) * np.cos(lon), -np.sin(lat) * np.sin(lon), np.cos(lat)])
-    return north, np.column_stack([-np.sin(lon), np.cos(lon), np.zeros_like(lon)])
-
-
-def mean_place(centre_deg: np.ndarray) -> tuple[float, float]:
-    """Return right ascension and declination of the mean of places (n, 2) on the sphere, in degrees."""
-    ra, dec = _spherical(_normalised(unit_vectors(centre_deg).sum(axis=0))[None])[0]
-    return float(ra), float(dec)
-
-
-def _spherical(vectors: np.ndarray) -> np.ndarray:
-    x, y, z = vectors.T
-    ra = np.mod(np.rad2deg(np.arctan2(y, x)), 360.0)
-    return np.column_stack([np.where(ra < 360.0, ra, 0.0), np.rad2deg(np.arctan2(z, np.hypot(x, y)))])
-
-
-def _normalised(vector: np.ndarray) -> np.ndarray:
-    return vector / np.maximum(np.linalg.norm(vector, axis=-1, keepdims=True), 1e-300)
-
-
-def _angle_deg(chord: np.ndarray | float) -> np.ndarray:
-    return np.rad2deg(2.0 * np.arcsin(np.clip(0.5 * np.asarray(chord), 0.0, 1.0)))
-
-
-def _members(number: np.ndarray, order: np.ndarray) -> list[np.ndarray]:
-    """Return the members of each group, in the given order of all."""
-    sorted_ = order[np.argsort(number[order], kind="stable")]
-    return np.split(sorted_, np.flatnonzero(np.diff(number[sorted_])) + 1)
+# ---- the numbers ------------------------------------------------------------------------------------------
 
 
 def _by_first_frame(number: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -418,7 +378,7 @@ def _by_first_frame(number: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 def _means(sky: np.ndarray, number: np.ndarray, order: np.ndarray) -> np.ndarray:
     """Return the centres of the groups (g, 3), summed in the given order of the frames."""
-    return _normalised(np.column_stack([np.bincount(number[order], weights=axis[order]) for axis in sky.T]))
+    return normalised(np.column_stack([np.bincount(number[order], weights=axis[order]) for axis in sky.T]))
 
 
 def _largest(values: np.ndarray, number: np.ndarray) -> np.ndarray:

@@ -19,14 +19,9 @@ from astropy.wcs import WCS
 from zemosaic_config import Config
 from zemosaic_fits_io import frame_wcs
 from zemosaic_fits_products import write_text
-from zemosaic_grouping import (
-    Grouping,
-    GroupRules,
-    group_pointings,
-    mean_place,
-    position_angle_deg,
-)
+from zemosaic_grouping import Grouping, GroupRules, group_pointings, position_angle_deg
 from zemosaic_reproject import Canvas, Placement, canvas_around, centre_icrs, pixel_scale_deg, place
+from zemosaic_sphere import mean_place
 from zemosaic_types import FrameError, FrameRecord, LeftOut, PlanError
 
 GROUPS_NAME = "groups.json"

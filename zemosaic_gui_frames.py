@@ -504,6 +504,11 @@ class FramesTable(FollowsLook, QWidget):
                 self._silent = False
             self._view.scrollTo(index)
 
+    def path_of(self, frame_id: str) -> str:
+        """Return the file of a frame, an empty text if the table does not have it."""
+        row = self.model.row_of(frame_id)
+        return "" if row is None else self.model.lines[row].path
+
     def shutdown(self) -> None:
         """End the thread and the timers; the table is of no use afterwards."""
         for timer in self._timers():

@@ -7,14 +7,13 @@ that a driver that hangs or crashes costs the window nothing.
 from __future__ import annotations
 
 import json
-import sys
-from pathlib import Path
 
-from PySide6.QtCore import QObject, QProcess, Signal
+from PySide6.QtCore import QObject, Signal
 from PySide6.QtWidgets import QWidget
 
-from parallel_utils import WORKER_BASE_BYTES, machine, plan_workers
+from parallel_utils import machine, workers_for
 from zemosaic_gui_form import OptionRow
+from zemosaic_gui_helper import Helper
 from zemosaic_gui_parts import Card, label
 from zemosaic_gui_sentences import told
 from zemosaic_gui_settings import Settings
@@ -25,17 +24,6 @@ from zemosaic_gui_theme import FollowsLanguage
 GRID_KEYS = ("grid_workers", "use_gpu_grid", "grid_size_factor", "grid_chunk_ram_mb", "grid_rgb_equalize")
 
 _MANY_TASKS = 10_000
-_LOOK = """
-import sys; sys.path[:] = {path!r}
-import json, logging; logging.disable()
-from zemosaic_backend import find_devices
-from zemosaic_types import DeviceUnavailable
-try:
-    answer = [[device.name for device in find_devices()], ""]
-except DeviceUnavailable as reason:
-    answer = [[], str(reason)]
-print(json.dumps(answer))
-"""
 
 
 class GpuSearch(QObject):
@@ -45,31 +33,22 @@ class GpuSearch(QObject):
 
     def __init__(self, parent: QObject | None = None) -> None:
         super().__init__(parent)
-        self._process = QProcess(self)
-        self._process.finished.connect(self._read)
-        self._process.errorOccurred.connect(self._read)
-        self._answered = False
+        self._helper = Helper(self)
+        self._helper.done.connect(self._read)
+        self._helper.failed.connect(lambda _words: self._read(""))
+        self._helper.not_started.connect(lambda reason: self.found.emit([], reason))
 
     def start(self) -> None:
         """Look; returns at once."""
-        path = [str(Path(entry).absolute()) for entry in sys.path]
-        self._answered = False
-        self._process.start(sys.executable, ["-P", "-c", _LOOK.format(path=path)])
+        self._helper.call("zemosaic_backend.print_devices")
 
     def shutdown(self) -> None:
         """End the process, if it still looks."""
-        self._answered = True
-        if self._process.state() != QProcess.ProcessState.NotRunning:
-            self._process.kill()
-            self._process.waitForFinished(1000)
+        self._helper.shutdown()
 
-    def _read(self) -> None:
-        if self._answered:
-            return
-        self._answered = True
-        lines = bytes(self._process.readAllStandardOutput()).decode("utf-8", "replace").splitlines()
+    def _read(self, said: str) -> None:
         try:
-            names, reason = json.loads(lines[-1])
+            names, reason = json.loads(said.splitlines()[-1])
         except (IndexError, ValueError):  # it crashed; so would a run that used this GPU
             names, reason = [], tr("grid.gpu.crashed")
         self.found.emit(names, reason)
@@ -125,11 +104,8 @@ class GridGroup(FollowsLanguage, Card):
 
     def workers(self) -> int:
         """Return how many workers a run would start now."""
-        cores, free = machine()
-        need = WORKER_BASE_BYTES + self._settings.value("grid_chunk_ram_mb") * 1024**2
-        tasks = self._n_frames or _MANY_TASKS
-        wanted = self._settings.value("grid_workers")
-        return plan_workers(wanted, cores=cores, free_bytes=free, worker_bytes=need, n_tasks=tasks)
+        value = self._settings.value
+        return workers_for(value("grid_workers"), value("grid_chunk_ram_mb"), self._n_frames or _MANY_TASKS)
 
     def retranslate(self) -> None:
         """Take the words anew."""

@@ -24,6 +24,7 @@ from PySide6.QtWidgets import (
 )
 
 from zemosaic_events import PhaseProgress, SurveyDone, SurveyFrame, SurveyFrames
+from zemosaic_gui_frame_card import FrameCard
 from zemosaic_gui_lazy import LazyWidget
 from zemosaic_gui_parts import (
     GAP,
@@ -32,7 +33,6 @@ from zemosaic_gui_parts import (
     Later,
     bytes_range,
     bytes_text,
-    date_text,
     duration_range,
     duration_text,
     label,
@@ -225,37 +225,6 @@ def _counted(values: Iterable[str]) -> str:
     return ", ".join([*shown, "…"] if len(counts) > 4 else shown)
 
 
-class FrameCard(Card):
-    """The frame that the user looks at: what it is, and why it is in or out; `wished` (id, out) changes that."""
-
-    wished = Signal(str, bool)
-
-    def __init__(self) -> None:
-        super().__init__(spacing=6)
-        self._frame: SurveyFrame | None = None
-        self._out = False
-        self.name, self.text = label("heading", wrap=True), label("faint", wrap=True)
-        self.button = QPushButton()
-        self.button.clicked.connect(lambda: self.wished.emit(self._frame.frame_id, not self._out))
-        for widget in (self.name, self.text, self.button):
-            self.column.addWidget(widget)
-        self.hide()
-
-    def show_frame(self, frame: SurveyFrame | None, out: bool) -> None:
-        """Show a frame, or none; `out` if the user leaves it out."""
-        self._frame, self._out = frame, out
-        self.setVisible(frame is not None)
-        if frame is None:
-            return
-        self.name.setText(frame.frame_id)
-        exposure = "" if frame.exposure_s is None else tr("time.seconds", n=f"{frame.exposure_s:g}")
-        facts = (exposure, frame.filter, frame.instrument, date_text(frame.date))
-        state = tr("frame.excluded") if out else told(frame.reason) or tr("frame.in")
-        self.text.setText(" · ".join(filter(None, facts)) + "\n" + state)
-        self.button.setText(tr("frame.take_in" if out else "frame.leave_out"))
-        self.button.setVisible(frame.usable or out)
-
-
 class InputPage(FollowsLanguage, QWidget):
     """The page of the frames. `folder_chosen` tells of another input folder, `rescan` asks to look again."""
 
@@ -386,11 +355,9 @@ class InputPage(FollowsLanguage, QWidget):
     def begin(self) -> None:
         """A survey starts."""
         self.found, self._summed_up = Found(), 0
-        if self.map.widget is not None:
-            self.map.widget.clear()
-            self.map.widget.set_excluded(self.excluded)
-        if self.table.widget is not None:
-            self.table.widget.set_frames(())
+        self.map.do(lambda sky_map: sky_map.clear())
+        self.map.do(lambda sky_map: sky_map.set_excluded(self.excluded))
+        self.table.do(lambda table: table.set_frames(()))
         self.select("")
         self.summary.show_found(self.found, self.excluded)
         self.summary.status.show()
@@ -400,18 +367,15 @@ class InputPage(FollowsLanguage, QWidget):
         """Take in what a survey tells."""
         if isinstance(event, SurveyFrames):
             self.found.add(event.frames)
-            if self.map.widget is not None:
-                self.map.widget.add_frames(event.frames)
-            if self.table.widget is not None:
-                self.table.widget.add_frames(event.frames)
+            for place in (self.map, self.table):
+                place.do(lambda widget: widget.add_frames(event.frames))
             if len(self.found.frames) > _WORTH_TELLING * self._summed_up:
                 self._summed_up = len(self.found.frames)
                 self.summary.show_found(self.found, self.excluded)
         elif isinstance(event, SurveyDone):
             self.found.done = event
-            if self.map.widget is not None:
-                self.map.widget.set_canvas(event.corners_deg)
-                self.map.widget.set_tiles(event.tiles)
+            self.map.do(lambda sky_map: sky_map.set_canvas(event.corners_deg))
+            self.map.do(lambda sky_map: sky_map.set_tiles(event.tiles))
             self.summary.show_found(self.found, self.excluded)
         elif isinstance(event, PhaseProgress):
             self.summary.show_progress(event.done, event.total)
@@ -431,10 +395,9 @@ class InputPage(FollowsLanguage, QWidget):
     def select(self, frame_id: str) -> None:
         """Look at a frame: on the map, in the table, and in words."""
         self._selected = frame_id
-        if self.map.widget is not None:
-            self.map.widget.highlight(frame_id or None)
-        if self.table.widget is not None and frame_id:
-            self.table.widget.select(frame_id)
+        self.map.do(lambda sky_map: sky_map.highlight(frame_id or None))
+        if frame_id:
+            self.table.do(lambda table: table.select(frame_id))
         self.frame.show_frame(self.found.frames.get(frame_id), frame_id in self.excluded)
 
     def _wish(self, frame_id: str, out: bool) -> None:
@@ -445,10 +408,8 @@ class InputPage(FollowsLanguage, QWidget):
         if frame_ids == self.excluded:
             return
         self.excluded = frame_ids
-        if self.map.widget is not None:
-            self.map.widget.set_excluded(frame_ids)
-        if self.table.widget is not None:
-            self.table.widget.set_excluded(frame_ids)
+        for place in (self.map, self.table):
+            place.do(lambda widget: widget.set_excluded(frame_ids))
         self.frame.show_frame(self.found.frames.get(self._selected), self._selected in frame_ids)
         self.summary.show_found(self.found, frame_ids)
         self.excluded_changed.emit(frame_ids)
@@ -458,6 +419,7 @@ class InputPage(FollowsLanguage, QWidget):
         self.summary.show_rest()
         self.map.shutdown()
         self.table.shutdown()
+        self.frame.shutdown()
 
     def retranslate(self) -> None:
         """Take the words anew."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib
 import logging
 import threading
@@ -44,6 +45,11 @@ class LazyWidget(QWidget):
         self._note.setText(tr("lazy.loading"))
         self._loaded.connect(self._make, Qt.ConnectionType.QueuedConnection)
 
+    def do(self, act: Callable[[QWidget], object]) -> None:
+        """Do something with the widget, if it is made; `prepare` does it for one that will be."""
+        if self.widget is not None:
+            act(self.widget)
+
     def load(self) -> None:
         """Load the module in a thread, if that has not begun; returns at once."""
         if self._thread is None and not self._closed:
@@ -55,6 +61,9 @@ class LazyWidget(QWidget):
             found = getattr(importlib.import_module(self._module), self._name)
         except ImportError as error:
             found = error
+        # What libraries bring stays for good; to go through it all for garbage would hold up the window again and
+        # again for a tenth of a second.
+        gc.freeze()
         if not self._closed:
             self._loaded.emit(found)
 
@@ -83,5 +92,4 @@ class LazyWidget(QWidget):
         self._closed = True
         if self._thread is not None:
             self._thread.join()
-        if self.widget is not None:
-            self.widget.shutdown()
+        self.do(lambda widget: widget.shutdown())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 from collections.abc import Callable
 
 from PySide6.QtCore import QObject, QRectF, Qt, QTimer, QUrl
@@ -22,6 +23,15 @@ _MOVES = {
     Qt.Key.Key_Down: (0.0, -_STEP),
 }
 _ZOOMS = {Qt.Key.Key_Plus: 1 / _ZOOM, Qt.Key.Key_Equal: 1 / _ZOOM, Qt.Key.Key_Minus: _ZOOM}
+
+
+class TileState(enum.Enum):
+    """What a tile of the mosaic is doing."""
+
+    WAITING = "waiting"
+    RUNNING = "running"
+    DONE = "done"
+    FAILED = "failed"
 
 
 class Later(QTimer):

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
-from PySide6.QtCore import QProcess, Qt, Signal
+from PySide6.QtCore import Qt, Signal
 from PySide6.QtWidgets import QFileDialog, QHBoxLayout, QPushButton, QTabWidget, QVBoxLayout, QWidget
 
+from zemosaic_gui_frame_card import FrameGlimpse
+from zemosaic_gui_helper import Helper
 from zemosaic_gui_lazy import LazyWidget
 from zemosaic_gui_parts import GAP, Card, duration_text, label, scroll_area, show_folder
 from zemosaic_gui_sentences import told
@@ -16,10 +17,6 @@ from zemosaic_gui_theme import FollowsLanguage
 from zemosaic_types import RunResult
 
 _SIDE_WIDTH = 300
-_REPORT = """
-import sys; sys.path[:] = {path!r}
-import zemosaic_cli; sys.exit(zemosaic_cli.main(["report", {folder!r}]))
-"""
 
 
 class ResultPage(FollowsLanguage, QWidget):
@@ -44,9 +41,11 @@ class ResultPage(FollowsLanguage, QWidget):
         self.place = label("faint", wrap=True)
         self.place.setTextInteractionFlags(Qt.TextInteractionFlag.TextSelectableByMouse)
         self.report, self.without, self.other = QPushButton(), QPushButton(), QPushButton()
-        self.trouble = label("error", wrap=True)
-        self._process = QProcess(self)
-        self._process.finished.connect(self._show_report)
+        self.trouble, self.picture = label("error", wrap=True), FrameGlimpse()
+        self._helper = Helper(self)
+        self._helper.done.connect(lambda _said: self._show_report())
+        self._helper.failed.connect(self._show_no_report)
+        self._helper.not_started.connect(self._show_no_report)
         self.report.clicked.connect(self.make_report)
         self.without.clicked.connect(self.again)
         self.other.clicked.connect(self._ask_other)
@@ -61,10 +60,12 @@ class ResultPage(FollowsLanguage, QWidget):
         for widget in (self.report, self.without, self.other, self.trouble):
             side.column.addWidget(widget)
         self.trouble.hide()
+        self.picture.hide()
         inside = QWidget()
         column = QVBoxLayout(inside)
         column.setContentsMargins(0, 0, 0, 0)
         column.addWidget(side)
+        column.addWidget(self.picture)
         column.addStretch(1)
         row = QHBoxLayout(self)
         row.setContentsMargins(GAP, GAP, GAP, GAP)
@@ -78,6 +79,7 @@ class ResultPage(FollowsLanguage, QWidget):
 
     def _with_new_table(self, table: QWidget) -> None:
         table.excluded_changed.connect(self.excluded_changed)
+        table.frame_selected.connect(lambda frame_id: self.picture.show_frame(table.path_of(frame_id)))
         self._with_table(table)
 
     def _with_table(self, table: QWidget) -> None:
@@ -90,8 +92,7 @@ class ResultPage(FollowsLanguage, QWidget):
     def set_excluded(self, frame_ids: frozenset[str]) -> None:
         """Show which frames the user leaves out."""
         self._excluded = frame_ids
-        if self.table.widget is not None:
-            self.table.widget.set_excluded(frame_ids)
+        self.table.do(lambda table: table.set_excluded(frame_ids))
 
     @property
     def folder(self) -> Path | None:
@@ -111,10 +112,9 @@ class ResultPage(FollowsLanguage, QWidget):
     def _open(self, path: Path) -> None:
         self._path = path
         self.trouble.hide()
-        if self.viewer.widget is not None:
-            self._with_viewer(self.viewer.widget)
-        if self.table.widget is not None:
-            self._with_table(self.table.widget)
+        self.picture.show_frame("")
+        self.viewer.do(self._with_viewer)
+        self.table.do(self._with_table)
         self._show_words()
 
     def _show_words(self) -> None:
@@ -148,30 +148,30 @@ class ResultPage(FollowsLanguage, QWidget):
 
     def make_report(self) -> None:
         """Write the report in a process of its own, then show it."""
-        path = [str(Path(entry).absolute()) for entry in sys.path]
-        code = _REPORT.format(path=path, folder=str(self.folder))
+        self.trouble.hide()
         self.report.setEnabled(False)
         self.report.setText(tr("result.report.writing"))
-        self._process.start(sys.executable, ["-P", "-c", code])
+        self._helper.call("zemosaic_cli.main", ["report", str(self.folder)])
 
-    def _show_report(self, status: int) -> None:
+    def _offer_report(self) -> None:
         self.report.setEnabled(True)
         self.report.setText(tr("result.report"))
-        if status == 0:
-            show_folder(self.folder / "report.html")
-            return
-        words = bytes(self._process.readAllStandardError()).decode("utf-8", "replace").strip()
+
+    def _show_report(self) -> None:
+        self._offer_report()
+        show_folder(self.folder / "report.html")
+
+    def _show_no_report(self, words: str) -> None:
+        self._offer_report()
         self.trouble.setText(told(words) or tr("result.report.failed"))
         self.trouble.show()
 
     def shutdown(self) -> None:
         """End what the page has running."""
-        if self._process.state() != QProcess.ProcessState.NotRunning:
-            self._process.finished.disconnect(self._show_report)
-            self._process.kill()
-            self._process.waitForFinished(1000)
+        self._helper.shutdown()
         self.viewer.shutdown()
         self.table.shutdown()
+        self.picture.shutdown()
 
     def retranslate(self) -> None:
         """Take the words anew."""

@@ -27,7 +27,7 @@ from zemosaic_events import (
 from zemosaic_gui_eta import Outlook, RunClock
 from zemosaic_gui_lazy import LazyWidget
 from zemosaic_gui_log import LogView, Problems
-from zemosaic_gui_parts import GAP, Card, duration_range, duration_text, label
+from zemosaic_gui_parts import GAP, PROGRESS_MS, Card, Later, TileState, duration_range, duration_text, label
 from zemosaic_gui_sentences import told
 from zemosaic_gui_text import tr
 from zemosaic_gui_theme import FollowsLanguage
@@ -51,7 +51,7 @@ class RunPage(FollowsLanguage, QWidget):
         self._frames: tuple[SurveyFrame, ...] = ()
         self._excluded: frozenset[str] = frozenset()
         self._tiles: dict[int, PlannedTile] = {}
-        self._states: dict[int, str] = {}
+        self._states: dict[int, TileState] = {}
         self._status = ("run.ready", {})
         self._details = ""
         self.status, self.detail = label("title"), label("faint", wrap=True)
@@ -64,6 +64,7 @@ class RunPage(FollowsLanguage, QWidget):
         self.tabs = QTabWidget()
         self._tick = QTimer(self, interval=_TICK_MS)
         self._tick.timeout.connect(self._show_eta)
+        self._soon = Later(self, PROGRESS_MS, self._show_progress)
         self._lay_out()
         self.problems.counted.connect(lambda _: self._name_tabs())
         self.retranslate()
@@ -102,7 +103,7 @@ class RunPage(FollowsLanguage, QWidget):
         sky_map.set_excluded(self._excluded)
         sky_map.set_tiles(self._tiles.values())
         for tile, state in self._states.items():
-            self._colour(tile, state)
+            sky_map.set_tile_state(tile, state)
 
     def show_frames(
         self, frames: Iterable[SurveyFrame], tiles: Iterable[PlannedTile], excluded: frozenset[str]
@@ -110,8 +111,7 @@ class RunPage(FollowsLanguage, QWidget):
         """Show where the frames and the tiles of the run to come lie."""
         self._frames, self._excluded = tuple(frames), excluded
         self._tiles, self._states = {tile.tile: tile for tile in tiles}, {}
-        if self.map.widget is not None:
-            self._with_map(self.map.widget)
+        self.map.do(self._with_map)
 
     def show_plan(self, facts: str, trouble: str = "") -> None:
         """Say what a run would do, or what is in its way."""
@@ -140,14 +140,13 @@ class RunPage(FollowsLanguage, QWidget):
                 return
             case TilesPlanned(_, tiles):
                 self._tiles, self._states = {tile.tile: tile for tile in tiles}, {}
-                if self.map.widget is not None:
-                    self.map.widget.set_tiles(tiles)
+                self.map.do(lambda sky_map: sky_map.set_tiles(tiles))
             case TileStarted(tile):
-                self._mark(tile, "RUNNING")
+                self._mark(tile, TileState.RUNNING)
             case TileDone(tile):
-                self._mark(tile, "DONE")
+                self._mark(tile, TileState.DONE)
             case TileFailed(tile, reason):
-                self._mark(tile, "FAILED")
+                self._mark(tile, TileState.FAILED)
                 self.problems.add(partial(tr, "problems.tile", tile=tile), reason)
             case FrameLeftOut(left_out) if left_out.missed:
                 self.problems.add(Path(left_out.path).name, left_out.reason)
@@ -159,24 +158,21 @@ class RunPage(FollowsLanguage, QWidget):
         if phase != self._clock.phase:
             self.log.add(partial(_phase, phase))
         self._clock.hear(event)
-        self.progress.setValue(max(self.progress.value(), round(_STEPS * self._clock.fraction)))
         self._status = (f"phase.{phase}" if phase in _PHASES else "run.phase", {"phase": phase})
         self._details = tr("run.percent" if unit == PERCENT else "run.of", done=done, total=total)
+        self._soon.soon()
+
+    def _show_progress(self) -> None:
+        self.progress.setValue(max(self.progress.value(), round(_STEPS * self._clock.fraction)))
         self._show_status()
 
-    def _mark(self, tile: int, state: str) -> None:
+    def _mark(self, tile: int, state: TileState) -> None:
         self._states[tile] = state
-        self._colour(tile, state)
-
-    def _colour(self, tile: int, state: str) -> None:
-        if self.map.widget is not None:
-            states = type(self.map.widget.tile_state(tile)) if self.map.widget.tile_state(tile) else None
-            if states is not None:
-                self.map.widget.set_tile_state(tile, states[state])
+        self.map.do(lambda sky_map: sky_map.set_tile_state(tile, state))
 
     def states(self) -> list[str]:
         """Return the states of the tiles that a worker has taken."""
-        return list(self._states.values())
+        return [state.name for state in self._states.values()]
 
     def stopping(self) -> None:
         """The run was asked to stop."""
@@ -186,6 +182,7 @@ class RunPage(FollowsLanguage, QWidget):
     def end(self, event: RunFinished, outcome: object) -> None:
         """The run has ended."""
         self._tick.stop()
+        self._soon.stop()
         self.eta.setText("")
         self.eta_note.setText(tr("run.took", time=duration_text(self._clock.elapsed(time.monotonic()))))
         names = {
@@ -199,6 +196,7 @@ class RunPage(FollowsLanguage, QWidget):
         reason = str(outcome) if event.reason is FinishReason.ERROR else ""
         if reason:
             self.problems.add(partial(tr, "problems.run"), reason)
+        self.problems.show_now()
         self.log.add(partial(_ending, names[event.reason], reason), "INFO" if good else "ERROR")
         self._say(names[event.reason], reason)
 
@@ -222,11 +220,13 @@ class RunPage(FollowsLanguage, QWidget):
     def shutdown(self) -> None:
         """End what the page has running."""
         self._tick.stop()
-        self.map.shutdown()
+        self._soon.stop()
+        for part in (self.map, self.log, self.problems):
+            part.shutdown()
 
     def _name_tabs(self) -> None:
         self.tabs.setTabText(0, tr("run.log"))
-        n = self.problems.topLevelItemCount()
+        n = self.problems.count()
         self.tabs.setTabText(1, tr("run.problems.some", n=n) if n else tr("run.problems"))
 
     def retranslate(self) -> None:

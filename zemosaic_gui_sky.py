@@ -10,6 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 from astropy.wcs import WCS
 
+from zemosaic_sphere import place_deg, unit_vectors
+
 _MIN_COSINE = 0.1  # what is farther than 84 degrees from the centre is not on the map
 _DEC_STEPS_ARCSEC = (1, 2, 5, 10, 20, 30, 60, 120, 300, 600, 1200, 1800, 3600, 7200, 18000, 36000, 54000)
 _RA_STEPS_S = (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 30, 60, 120, 300, 600, 1200, 1800, 3600, 7200, 10800)
@@ -54,17 +56,10 @@ class TangentPlane:
         return self._wcs.wcs_pix2world(plane.reshape(-1, 2), 0).reshape(plane.shape)
 
 
-def unit_vectors(sky_deg: np.ndarray) -> np.ndarray:
-    """Return unit vectors, (n, 3), of ``(ra, dec)`` in degrees, (n, 2)."""
-    lon, lat = np.deg2rad(np.asarray(sky_deg, dtype=np.float64)).T
-    return np.column_stack([np.cos(lat) * np.cos(lon), np.cos(lat) * np.sin(lon), np.sin(lat)])
-
-
 def middle_of(corners_deg: np.ndarray) -> tuple[float, float]:
     """Return where most footprints, (n, 4, 2), are: the median direction, which a lost frame does not move."""
     vectors = unit_vectors(np.asarray(corners_deg).reshape(-1, 2))
-    x, y, z = np.median(vectors, axis=0)
-    return float(np.rad2deg(np.arctan2(y, x)) % 360.0), float(np.rad2deg(np.arctan2(z, np.hypot(x, y))))
+    return place_deg(np.median(vectors, axis=0))
 
 
 # ---- depth -----------------------------------------------------------------------------------------------

@@ -6,7 +6,6 @@ for what is in view, and their outlines, drawn where few are in view, are one pa
 
 from __future__ import annotations
 
-import enum
 from collections.abc import Iterable
 from itertools import chain, islice
 
@@ -19,7 +18,7 @@ from PySide6.QtWidgets import QGraphicsPathItem, QHBoxLayout, QLabel, QToolTip, 
 from zemosaic_events import PlannedTile, SurveyFrame
 from zemosaic_gui_background import Background
 from zemosaic_gui_legend import Ramp, Swatch
-from zemosaic_gui_parts import Later, move_by_key
+from zemosaic_gui_parts import Later, TileState, move_by_key
 from zemosaic_gui_sentences import told
 from zemosaic_gui_sky import SkyGrid, TangentPlane, covering, dec_text, depth_image, middle_of, ra_text, sky_grid
 from zemosaic_gui_text import tr
@@ -34,15 +33,6 @@ _MARGIN = 0.04
 _AXIS_WIDTH = 92  # room for degrees, minutes and seconds
 _MAX_NAMED = 4
 _COLOUR_MAP = "viridis"
-
-
-class TileState(enum.Enum):
-    """What a tile of the mosaic is doing."""
-
-    WAITING = "waiting"
-    RUNNING = "running"
-    DONE = "done"
-    FAILED = "failed"
 
 
 #: Colours that people with any kind of colour vision tell apart (Okabe and Ito), and patterns beside them.

@@ -248,15 +248,19 @@ class MainWindow(FollowsLanguage, QMainWindow):
         self._stale_result = True
         self.input.begin()
         output = self.settings.value("output_dir") or folder
-        self._start(self.survey, RunRequest("survey", Path(folder), Path(output), self.settings.config()))
+        request = RunRequest("survey", Path(folder), Path(output), self.settings.config())
+        if trouble := self._start(self.survey, request):
+            self.input.end(trouble)
+            self._show_state()
 
-    def _start(self, job: Job, request: RunRequest) -> bool:
+    def _start(self, job: Job, request: RunRequest) -> str:
+        """Start a job; return why that could not be done, which is shown too, nothing if it could."""
         try:
             job.start(request)
         except ZeMosaicError as error:
             QMessageBox.warning(self, tr("program"), told(str(error)))
-            return False
-        return True
+            return str(error)
+        return ""
 
     def _on_survey(self, event: object) -> None:
         self.input.hear(event)

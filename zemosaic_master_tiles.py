@@ -26,7 +26,7 @@ from zemosaic_assembly import Assembly
 from zemosaic_events import PlannedTile, TileDone, TilesPlanned, TileStarted, tagged_logger
 from zemosaic_fits_io import frame_wcs
 from zemosaic_fits_products import ImageStream
-from zemosaic_frame_source import StackFrame
+from zemosaic_frame_source import StackFrame, paths_of
 from zemosaic_groups import Group, GroupPlan, canvas_of_group
 from zemosaic_match import extent_px, lowest_saturation
 from zemosaic_mosaic import CellReport, CellTask, clear_folder, note_problems, stack_cells
@@ -354,7 +354,7 @@ class TileWork:
         if n_failed == work.n_tasks:
             work.stream.abort()
             return
-        paths = {frame.record.frame_id: frame.record.path for frame in tile.frames}
+        paths = paths_of(tile.frames)
         for frame_id in sorted(work.tally):
             book.count_samples(paths[frame_id], *work.tally[frame_id].tolist())
         try:

@@ -23,7 +23,7 @@ from zemosaic_fits_products import (
     remove_product,
     write_hdus,
 )
-from zemosaic_frame_source import StackFrame
+from zemosaic_frame_source import StackFrame, paths_of
 from zemosaic_match import extent_px
 from zemosaic_outputs import (
     RunSummary,
@@ -161,7 +161,7 @@ def stack_cells(
 
 def note_problems(task: CellTask, report: CellReport, book: RunBook) -> None:
     """Note the frames that could not be read on a cell although they could be measured."""
-    paths = {frame.record.frame_id: frame.record.path for frame in task.frames}
+    paths = paths_of(task.frames)
     for frame_id, reason in report.problems:
         book.leave_out(LeftOut(paths[frame_id], f"missing from tile {task.number}: {reason}"), used=True)
 

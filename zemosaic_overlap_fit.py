@@ -21,12 +21,12 @@ from functools import partial
 
 import numpy as np
 from scipy.sparse import bsr_matrix, coo_matrix, csr_matrix, diags_array, eye_array
-from scipy.sparse.csgraph import connected_components
 from scipy.sparse.linalg import LinearOperator, cg, splu
 
 from zemosaic_events import tagged_logger
+from zemosaic_links import tied_groups
 from zemosaic_overlap_kernels import frame_sums, modelled, normal_product, own_blocks, point_sums
-from zemosaic_types import Tell, tell_nobody
+from zemosaic_types import MAD_TO_SIGMA, Tell, tell_nobody
 
 logger = tagged_logger("ZeMosaicWorker.match")
 
@@ -41,7 +41,6 @@ _CG_TOLERANCE = 1e-8
 _CG_ROUNDS = 2000
 _ROUNDING = 1e-13
 _COARSE_FLOOR = 1e-9
-_MAD_TO_SIGMA = 1.482602218505602
 _TRACE = 1e-12
 _SHARED = 1e-9  # share of a point's weight that others must have before it counts as seen by several
 
@@ -79,11 +78,7 @@ class Sightings:
 
     def groups(self, used: np.ndarray) -> np.ndarray:
         """Number the groups of frames that common points tie to each other, by the sightings that are `used`."""
-        frame, point = self.frame[used], self.point[used]
-        n = self.n_frames + len(self.place)
-        graph = csr_matrix((np.ones(frame.size, np.int8), (frame, self.n_frames + point)), shape=(n, n))
-        label = connected_components(graph, directed=False)[1][: self.n_frames]
-        return np.unique(label, return_inverse=True)[1]
+        return tied_groups(self.frame[used], self.point[used], self.n_frames)
 
 
 @dataclass(frozen=True)
@@ -180,7 +175,7 @@ class _Fit:
         self._settle()
         if self.theta.shape[1] > 1:
             # Of the slopes and of what is not known of them: a spread near their errors would shrink to nothing.
-            slope = _MAD_TO_SIGMA * float(np.median(np.abs(self.theta[:, 1:])))
+            slope = MAD_TO_SIGMA * float(np.median(np.abs(self.theta[:, 1:])))
             error = np.median(np.diagonal(self.inverse, axis1=1, axis2=2)[:, 1:])
             self.spread = max(float(np.hypot(slope, np.sqrt(error))), _LEAST_SPREAD * self.typical)
         return float(np.abs(self.theta - before).max(initial=0.0) / (self.scale * self.typical))
@@ -227,7 +222,7 @@ class _Fit:
         # A sighting takes part in the truth it is compared with, which makes its residual smaller.
         self.pull = self.residual / (self.sigma * np.sqrt(np.where(shared, others, 1.0)))
         usual = np.median(np.abs(self.pull[shared])) if shared.any() else 0.0
-        self.scale = max(1.0, _MAD_TO_SIGMA * float(usual))
+        self.scale = max(1.0, MAD_TO_SIGMA * float(usual))
 
     def _product(self, theta: np.ndarray) -> np.ndarray:
         """Return the normal matrix times coefficients (n, p)."""

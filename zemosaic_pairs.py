@@ -11,10 +11,10 @@ import itertools
 
 import numpy as np
 import shapely
-from scipy.sparse import coo_matrix
-from scipy.sparse.csgraph import connected_components, minimum_spanning_tree
+from scipy.sparse.csgraph import minimum_spanning_tree
 
-from zemosaic_reproject import Placement
+from zemosaic_links import linked_groups, members_of, pair_graph
+from zemosaic_reproject import Placement, footprints
 
 # A box is so many short sides of its frames: frames of one box overlap, however they are turned.
 _BOX_SHORT_SIDES = 0.7
@@ -41,7 +41,7 @@ def partner_pairs(placements: list[Placement], most: int) -> np.ndarray:
     """
     if len(placements) < 2:
         return np.empty((0, 2), dtype=np.int64)
-    polygons = _polygons(placements)
+    polygons = footprints(placements)
     pairs = _tied_together(_candidates(polygons, most), polygons)
     return thin_pairs(pairs, _centres(polygons), most)
 
@@ -98,9 +98,7 @@ def _boxes(polygons: np.ndarray) -> list[np.ndarray]:
     size = np.rint(np.log2(np.maximum(_short_sides(polygons), 1.0)))
     side = _BOX_SHORT_SIDES * 2.0 ** (size - 0.5)  # the shortest that are rounded to this size
     key = np.column_stack([size, np.floor(_centres(polygons) / side[:, None])])
-    number = np.unique(key, axis=0, return_inverse=True)[1].ravel()
-    order = np.argsort(number, kind="stable")
-    return np.split(order, np.flatnonzero(np.diff(number[order])) + 1)
+    return members_of(np.unique(key, axis=0, return_inverse=True)[1].ravel())
 
 
 def _short_sides(polygons: np.ndarray) -> np.ndarray:
@@ -125,11 +123,9 @@ def _spread(n: int, most: int) -> np.ndarray:
 
 def _tied_together(pairs: np.ndarray, polygons: np.ndarray) -> np.ndarray:
     """Add a pair wherever two groups of frames overlap that no pair ties together."""
-    number, group = connected_components(_graph(pairs, len(polygons)), directed=False)
-    if number == 1:
+    groups = members_of(linked_groups(pairs, len(polygons)))
+    if len(groups) == 1:
         return pairs
-    order = np.argsort(group, kind="stable")
-    groups = np.split(order, np.flatnonzero(np.diff(group[order])) + 1)
     covered = np.array([shapely.union_all(polygons[members]) for members in groups], dtype=object)
     missing = [pairs.T]
     for a, b in zip(*shapely.STRtree(covered).query(covered, predicate="intersects"), strict=True):
@@ -140,22 +136,14 @@ def _tied_together(pairs: np.ndarray, polygons: np.ndarray) -> np.ndarray:
     return _sorted_pairs(*np.concatenate(missing, axis=1))
 
 
-def _graph(pairs: np.ndarray, n: int) -> coo_matrix:
-    return coo_matrix((np.ones(len(pairs)), (pairs[:, 0], pairs[:, 1])), shape=(n, n))
-
-
 def _spanning_forest(pairs: np.ndarray, n: int) -> np.ndarray:
-    return np.column_stack(minimum_spanning_tree(_graph(pairs, n)).nonzero()).astype(pairs.dtype)
+    return np.column_stack(minimum_spanning_tree(pair_graph(pairs, n)).nonzero()).astype(pairs.dtype)
 
 
 def _sorted_pairs(one: np.ndarray, other: np.ndarray) -> np.ndarray:
     """Return pairs of different frames, the smaller index first, each once, sorted."""
     pairs = np.column_stack([np.minimum(one, other), np.maximum(one, other)])
     return np.unique(pairs[pairs[:, 0] < pairs[:, 1]], axis=0)
-
-
-def _polygons(placements: list[Placement]) -> np.ndarray:
-    return np.array([shapely.Polygon(placement.polygon) for placement in placements], dtype=object)
 
 
 def _centres(polygons: np.ndarray) -> np.ndarray:

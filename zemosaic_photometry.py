@@ -15,18 +15,17 @@ from typing import Protocol
 
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
-from scipy.spatial import cKDTree
 
 from zemosaic_cameras import Cameras, common_scale
+from zemosaic_detections import Detections
+from zemosaic_links import members_of
 from zemosaic_overlap_fit import OverlapFit, Sightings, fit_overlaps
-from zemosaic_types import Tell, part_of, tell_nobody
+from zemosaic_types import MAD_TO_SIGMA, Tell, part_of, tell_nobody
 
 #: A frame's gain needs this many stars that other frames show too.
 MIN_COMMON_STARS = 3
 #: Stars fainter than this in a frame say nothing about its gain.
 MIN_SIGNAL_TO_NOISE = 8.0
-#: Two detections closer than this on the canvas are one star.
-MATCH_RADIUS_PX = 2.0
 #: The methods: names of the configuration.
 METHODS = ("none", "sky_mean", "linear_fit", "global")
 
@@ -35,7 +34,6 @@ _FLUX_FLOOR = 0.01  # relative; flat field, crowding and undersampling of even t
 _LEVEL_FLOOR = 0.01  # of a pixel's noise; what the median of a box owes to its stars
 _LEVEL_NOISE = 2.0  # noise of a box's median, in noise of a pixel over the side of the box; behind colour filters
 _ROUNDS = 50
-_MAD_TO_SIGMA = 1.482602218505602
 _MIN_PLANE_CELLS = 12
 _MOST_PLANE_CELLS = 20_000
 _LARGER = 2.0  # since neighbouring blocks of a nebula are alike after all
@@ -43,7 +41,6 @@ _BLOCKS = 4  # along each axis, of the jackknife
 _MAX_MISSING = 0.25  # share of a box's pixels
 _TRUSTED = 0.5  # of the weight of a sighting that agrees with the others
 _NEBULA_SIGMA = 3.0
-_MERGE_SHARE = 0.1
 # Shares of the work, roughly: of the gains in the match, of identifying stars in the gains.
 _SHARE_OF_GAINS, _SHARE_OF_IDENTIFYING = 0.4, 0.5
 
@@ -91,7 +88,7 @@ class FrameMeasure:
 class Placed(Protocol):
     """What `Geometry.of` asks of a `zemosaic_reproject.Placement`."""
 
-    polygon: tuple[tuple[float, float], ...]
+    centre: np.ndarray
     area_ratio: float
 
 
@@ -116,8 +113,7 @@ class Geometry:
     @classmethod
     def of(cls, placements: Sequence[Placed], cell_px: int) -> Geometry:
         """Return the geometry of frames from where they lie on the canvas."""
-        centre = np.array([np.mean(p.polygon, axis=0) for p in placements])
-        return cls(centre, np.array([p.area_ratio for p in placements]), cell_px)
+        return cls(np.array([p.centre for p in placements]), np.array([p.area_ratio for p in placements]), cell_px)
 
 
 @dataclass(frozen=True)
@@ -264,102 +260,43 @@ def _light(measures: list[FrameMeasure], geometry: Geometry) -> np.ndarray:
 # ---- gains from stars ------------------------------------------------------------------------------------
 
 
-def identify_stars(measures: list[FrameMeasure]) -> list[np.ndarray]:
-    """Return the number of the star that each detection of each frame belongs to; -1 if that is not clear.
-
-    Frames are gone through in order; a detection within `MATCH_RADIUS_PX` of a known star is the nearest such
-    star, any other founds a new one. Two detections of one frame that claim one star are both left out.
-    """
-    catalogue = _Catalogue()
-    numbers = []
-    for measure in measures:
-        points = np.column_stack([measure.star_x, measure.star_y])
-        number = catalogue.find(points)
-        new = np.flatnonzero(number < 0)
-        number[new] = catalogue.add(points[new])
-        _, first, count = np.unique(number, return_inverse=True, return_counts=True)
-        numbers.append(np.where(count[first] == 1, number, -1))
-    return numbers
-
-
-class _Catalogue:
-    """Known stars in two search trees: a large one, and one of newcomers, so that few insertions rebuild much."""
-
-    def __init__(self) -> None:
-        self.known, self.recent = np.empty((0, 2)), np.empty((0, 2))
-        self.trees: list[tuple[int, cKDTree]] = []
-
-    def find(self, points: np.ndarray) -> np.ndarray:
-        """Return the numbers of the nearest stars within the radius, -1 where there is none."""
-        number, nearest = np.full(len(points), -1), np.full(len(points), np.inf)
-        for first, tree in self.trees if len(points) else ():
-            distance, index = tree.query(points, distance_upper_bound=MATCH_RADIUS_PX)
-            closer = distance < nearest
-            number[closer], nearest[closer] = first + index[closer], distance[closer]
-        return number
-
-    def add(self, points: np.ndarray) -> np.ndarray:
-        """Take up new stars; return their numbers."""
-        numbers = len(self.known) + len(self.recent) + np.arange(len(points))
-        if not len(points):
-            return numbers
-        self.recent = np.concatenate([self.recent, points])
-        if len(self.recent) > _MERGE_SHARE * len(self.known):
-            self.known, self.recent = np.concatenate([self.known, self.recent]), np.empty((0, 2))
-            self.trees = [(0, cKDTree(self.known))]
-        else:
-            self.trees = [self.trees[0], (len(self.known), cKDTree(self.recent))]
-        return numbers
-
-
 def _solve_gains(measures: list[FrameMeasure], geometry: Geometry, tell: Tell) -> tuple[np.ndarray, np.ndarray]:
     """Return logarithms of gains (n, c), of mean 0 in each group of frames tied by stars, and the groups (n,).
 
     In a colour of which a frame shows too few stars it has the gain of all its light.
     """
-    stars = _Stars(measures, geometry)
-    colours = stars.channels if stars.channels > 1 else 0
+    stars, channels = Detections.of(measures).identified(), measures[0].sky.size
+    colours = channels if channels > 1 else 0
     parts = _parts(part_of(tell, _SHARE_OF_IDENTIFYING, 1.0), 1 + colours)
-    whole, group = stars.fit(list(range(stars.channels)), parts[0])
+    whole, group = _gains_of_light(stars, list(range(channels)), geometry, parts[0])
     if not colours:
         return whole[:, None], group
     gains = []
-    for c in range(stars.channels):
-        log_gain, own = stars.fit([c], parts[1 + c])
+    for c in range(channels):
+        log_gain, own = _gains_of_light(stars, [c], geometry, parts[1 + c])
         # One colour may tie fewer frames, down to single ones; the light of all colours settles the rest.
         gains.append(log_gain + _group_means(whole - log_gain, own)[own])
     return np.stack(gains, axis=1), group
 
 
-class _Stars:
-    """The stars of all frames as sightings."""
-
-    def __init__(self, measures: list[FrameMeasure], geometry: Geometry) -> None:
-        self.channels = measures[0].sky.size
-        self.geometry = geometry
-        self.frame = np.repeat(np.arange(len(measures)), [m.star_x.size for m in measures])
-        self.number = np.concatenate(identify_stars(measures))
-        self.place = np.concatenate([np.column_stack([m.star_x, m.star_y]) for m in measures])
-        self.flux = np.concatenate([m.flux for m in measures])
-        self.error = np.concatenate([m.flux_error for m in measures])
-
-    def fit(self, channels: list[int], tell: Tell) -> tuple[np.ndarray, np.ndarray]:
-        """Return the logarithms of gains from the summed light of channels, mean 0 a group, and the groups."""
-        flux = self.flux[:, channels].astype(np.float64).sum(axis=1)
-        error = np.sqrt(np.square(self.error[:, channels].astype(np.float64)).sum(axis=1))
-        good = (self.number >= 0) & (flux > MIN_SIGNAL_TO_NOISE * error)
-        good = _shared_enough(self.frame, self.number, good, len(self.geometry.centre))
-        _, first, point = np.unique(self.number[good], return_index=True, return_inverse=True)
-        n = len(self.geometry.centre)
-        start = np.concatenate([[0], np.cumsum(np.bincount(self.frame[good], minlength=n))])
-        sightings = Sightings(start, point, self.place[good][first], self.geometry.centre)
-        group = sightings.groups(np.ones(point.size, dtype=bool))
-        if not point.size:
-            return np.zeros(n), group
-        sigma = np.hypot(error[good] / flux[good], _FLUX_FLOOR)
-        fit = fit_overlaps(sightings, np.log(flux[good]), sigma, planes=False, tell=tell)
-        log_gain = fit.coefficients[:, 0]
-        return log_gain - _group_means(log_gain, group)[group], group
+def _gains_of_light(
+    stars: Detections, channels: list[int], geometry: Geometry, tell: Tell
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the logarithms of gains (n,) from the summed light of channels, mean 0 a group, and the groups."""
+    flux, error = stars.light(channels)
+    n = len(geometry.centre)
+    good = (stars.star >= 0) & (flux > MIN_SIGNAL_TO_NOISE * error)
+    good = _shared_enough(stars.frame, stars.star, good, n)
+    _, first, point = np.unique(stars.star[good], return_index=True, return_inverse=True)
+    start = np.concatenate([[0], np.cumsum(np.bincount(stars.frame[good], minlength=n))])
+    sightings = Sightings(start, point, stars.places[good][first], geometry.centre)
+    group = sightings.groups(np.ones(point.size, dtype=bool))
+    if not point.size:
+        return np.zeros(n), group
+    sigma = np.hypot(error[good] / flux[good], _FLUX_FLOOR)
+    fit = fit_overlaps(sightings, np.log(flux[good]), sigma, planes=False, tell=tell)
+    log_gain = fit.coefficients[:, 0]
+    return log_gain - _group_means(log_gain, group)[group], group
 
 
 def _shared_enough(frame: np.ndarray, number: np.ndarray, good: np.ndarray, n: int) -> np.ndarray:
@@ -438,7 +375,7 @@ class _Sky:
         group = self.sightings.groups(np.isfinite(self.level[:, channel]))  # one colour may tie fewer frames
         if fit.coefficients.shape[1] > 1:
             slope = fit.coefficients[:, 1:].copy()
-            for members in _members(group):
+            for members in members_of(group):
                 tilt = self._common_tilt(fit, members)
                 slope[members] -= tilt
                 offset[members] -= self.geometry.centre[members] @ tilt
@@ -490,7 +427,7 @@ def tilt_of_sky(place: np.ndarray, level: np.ndarray) -> tuple[np.ndarray, np.nd
 def _mean_slope(slopes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return the mean of slopes (n, 2) that do not stand out, and its error; infinite for fewer than two."""
     middle = np.median(slopes, axis=0)
-    scatter = _MAD_TO_SIGMA * np.median(np.abs(slopes - middle), axis=0)
+    scatter = MAD_TO_SIGMA * np.median(np.abs(slopes - middle), axis=0)
     usual = (np.abs(slopes - middle) <= 3.0 * scatter).all(axis=1)
     if usual.sum() < 2:
         return np.zeros(2), np.full(2, np.inf)
@@ -521,18 +458,12 @@ def sky_plane(place: np.ndarray, level: np.ndarray) -> np.ndarray:
         solution = np.linalg.lstsq(design * root[:, None], level * root, rcond=1e-9)[0]
         distance = level - design @ solution
         below = distance[distance < 0]
-        scatter = max(_MAD_TO_SIGMA * float(np.median(-below)) if below.size else 0.0, 1e-12)
+        scatter = max(MAD_TO_SIGMA * float(np.median(-below)) if below.size else 0.0, 1e-12)
         pull = np.abs(distance) / (_NEBULA_SIGMA * scatter)
         weight = 1.0 / (1.0 + pull**4)
         if np.abs(solution - before).max() < 1e-3 * scatter:
             break
     return solution[1:] / length
-
-
-def _members(group: np.ndarray) -> list[np.ndarray]:
-    """Return the indices of the members of each group."""
-    order = np.argsort(group, kind="stable")
-    return np.split(order, np.flatnonzero(np.diff(group[order])) + 1)
 
 
 def _group_means(values: np.ndarray, group: np.ndarray) -> np.ndarray:

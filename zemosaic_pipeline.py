@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from parallel_utils import WORKER_BASE_BYTES, TaskPool, machine, plan_workers, prepare_workers
+from parallel_utils import TaskPool, prepare_workers, workers_for
 from zemosaic_events import (
     CancelToken,
     Emitter,
@@ -37,7 +37,7 @@ from zemosaic_passes import (
 )
 from zemosaic_reproject import Canvas, optimal_canvas
 from zemosaic_runbook import RunBook
-from zemosaic_settings import MEGABYTE, RunSettings
+from zemosaic_settings import RunSettings
 from zemosaic_temp_files import remove_leftovers
 from zemosaic_types import (
     FrameRecord,
@@ -256,11 +256,7 @@ def _measure(
 
 
 def _count_workers(settings: RunSettings, n_frames: int) -> int:
-    cores, free = machine()
-    worker_bytes = WORKER_BASE_BYTES + settings.chunk_ram_mb * MEGABYTE
-    workers = plan_workers(
-        settings.workers, cores=cores, free_bytes=free, worker_bytes=worker_bytes, n_tasks=n_frames
-    )
+    workers = workers_for(settings.workers, settings.chunk_ram_mb, n_frames)
     logger.info("workers=%d", workers)
     logger.info("using %d workers for tile processing", workers)
     return workers

@@ -9,14 +9,13 @@ from __future__ import annotations
 import numba as nb
 import numpy as np
 
+from zemosaic_types import MAD_TO_SIGMA
+
 #: Reach of bad-pixel replacement (2 px) and demosaicing (2 px) together; even, to keep the colour cell's phase.
 SUPPORT_PX = 4
 
 #: Pixels that stand this many noise sigmas alone are taken as defects; see `replace_isolated`.
 ISOLATED_SIGMA = 8.0
-
-#: Normal-consistent scale of the median absolute deviation.
-MAD_TO_SIGMA = 1.482602218505602
 
 _MAX_SAMPLES = 65_536
 _CHUNK_PX = 64

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from zemosaic_types import MAD_TO_SIGMA
+
 MAX_PREVIEW_PX = 3200
 
 #: How far below the sky a picture is black.
@@ -12,7 +14,6 @@ BLACK_SIGMA = 2.8
 _WHITE_PERCENT = 99.9
 _WHITE_SIGMA = 20.0
 _SKY_BRIGHTNESS = 0.13
-_MAD_TO_SIGMA = 1.482602218505602
 _CURVE_STEPS = 1 << 16  # of brightness in the table of the stretch
 _MAX_SAMPLES = 1_000_000
 
@@ -120,7 +121,7 @@ def levels(plane: np.ndarray) -> tuple[float, float, float]:
     if values.size == 0:
         return 0.0, 0.0, 1.0
     sky = float(np.median(values))
-    sigma = _MAD_TO_SIGMA * float(np.median(np.abs(values - sky)))
+    sigma = MAD_TO_SIGMA * float(np.median(np.abs(values - sky)))
     return sky, sigma, float(np.percentile(values, _WHITE_PERCENT))
 
 

@@ -17,13 +17,14 @@ from zemosaic_alignment import (
     MIN_STARS_SHIFT,
     MIN_STARS_SIMILARITY,
     Alignment,
-    Detections,
     Offsets,
+    Positions,
     align,
     displace,
     find_offsets,
     residual_px,
 )
+from zemosaic_detections import Detections
 from zemosaic_fits_io import frame_wcs
 from zemosaic_measure import MeasuredFrame
 from zemosaic_pairs import partner_pairs
@@ -106,15 +107,15 @@ def refine_frames(
     if method not in ("auto", "on", "off"):
         raise ValueError(f"unknown refine_wcs {method!r}; known: auto, on, off")
     tell(0.0)
-    detections = star_positions(measured)
-    offsets = find_offsets(detections, partner_pairs([m.placement for m in measured], MAX_PARTNERS))
+    positions = star_positions(measured)
+    offsets = find_offsets(positions, partner_pairs([m.placement for m in measured], MAX_PARTNERS))
     tell(_OFFSETS_FOUND)
     usable = offsets.trusted & ~offsets.wrong
-    detections = detections.only(usable[detections.frame])
+    positions = positions.only(usable[positions.frame])
     shift = np.where(usable[:, None], offsets.shift, 0.0)
-    found = first = align(detections, shift, tell=part_of(tell, _OFFSETS_FOUND, _ALIGNED))
+    found = first = align(positions, shift, tell=part_of(tell, _OFFSETS_FOUND, _ALIGNED))
     if method == "auto" and first.common_gain_px <= MIN_GAIN_PX and 0 < 2 * first.alone.sum() < len(measured):
-        found = align(detections, shift, held=~first.alone, tell=lambda _: tell(_ALIGNED))
+        found = align(positions, shift, held=~first.alone, tell=lambda _: tell(_ALIGNED))
     off = np.maximum(found.moved_px, np.hypot(*offsets.shift.T))
     # A rotation needs the stars that show it.
     surely = offsets.wrong | (found.n_common >= MIN_STARS_SIMILARITY)
@@ -126,12 +127,12 @@ def refine_frames(
     for k in np.flatnonzero(chosen):
         tell(_ALIGNED + (1.0 - _ALIGNED) * k / len(measured))
         try:
-            frames[k] = _moved(measured[k], canvas, found, detections, k)
+            frames[k] = _moved(measured[k], canvas, found, positions, k)
         except FrameError as error:
             chosen[k] = False
             warnings.append(f"{measured[k].record.path}: {error}")
     # Those that are left out must not count as neighbours where they are.
-    residual = residual_px(detections, found, found.correction * (chosen | wrong)[:, None])
+    residual = residual_px(positions, found, found.correction * (chosen | wrong)[:, None])
     kept = np.flatnonzero(~wrong).tolist()
     return Refined(
         measured=[frames[k] for k in kept],
@@ -144,31 +145,31 @@ def refine_frames(
     )
 
 
-def star_positions(measured: list[MeasuredFrame]) -> Detections:
+def star_positions(measured: list[MeasuredFrame]) -> Positions:
     """Return the brightest stars of all frames on the canvas with the errors of their positions."""
-    outlines = [np.array(m.placement.polygon) for m in measured]
+    stars = Detections.of([m.measure for m in measured], MOST_STARS)
     # A pixel of the frame in px of the canvas.
     scale = np.array([1.0 / np.sqrt(m.placement.area_ratio) for m in measured])
     diagonal = np.array([np.hypot(*m.record.header.shape) for m in measured])
-    detections = Detections(
-        frame=np.repeat(np.arange(len(measured)), [m.measure.star_x[:MOST_STARS].size for m in measured]),
-        x=np.concatenate([m.measure.star_x[:MOST_STARS] for m in measured]),
-        y=np.concatenate([m.measure.star_y[:MOST_STARS] for m in measured]),
-        sigma=np.concatenate([s * _centroid_errors(m)[:MOST_STARS] for s, m in zip(scale, measured, strict=True)]),
-        centre=np.array([outline.mean(axis=0) for outline in outlines]),
+    fwhm = np.array([m.measure.fwhm_px for m in measured])
+    fwhm[~np.isfinite(fwhm)] = _DEFAULT_FWHM_PX
+    positions = Positions(
+        frame=stars.frame,
+        x=stars.x,
+        y=stars.y,
+        sigma=scale[stars.frame] * _centroid_errors(stars, fwhm),
+        centre=np.array([m.placement.centre for m in measured]),
         radius=scale * diagonal / np.sqrt(12.0),
     )
-    return detections.only(np.isfinite(detections.x) & np.isfinite(detections.y))
+    return positions.only(np.isfinite(positions.x) & np.isfinite(positions.y))
 
 
-def _centroid_errors(m: MeasuredFrame) -> np.ndarray:
-    measure = m.measure
-    flux = measure.flux.sum(axis=1, dtype=np.float64)
-    error = np.sqrt(np.square(measure.flux_error, dtype=np.float64).sum(axis=1))
+def _centroid_errors(stars: Detections, fwhm: np.ndarray) -> np.ndarray:
+    """Return the standard errors (m,) of centres, px of the frame; `fwhm` (n,) is the frames' own."""
+    flux, error = stars.light()
     with np.errstate(divide="ignore", invalid="ignore"):
         ratio = np.nan_to_num(flux / error, nan=0.0, posinf=1e6)
-    fwhm = measure.fwhm_px if np.isfinite(measure.fwhm_px) else _DEFAULT_FWHM_PX
-    noise = _CENTROID_OF_FWHM * fwhm / np.maximum(ratio, _FAINTEST_SIGNAL_TO_NOISE)
+    noise = _CENTROID_OF_FWHM * fwhm[stars.frame] / np.maximum(ratio, _FAINTEST_SIGNAL_TO_NOISE)
     return np.hypot(noise, _CENTROID_FLOOR_PX)
 
 
@@ -182,11 +183,11 @@ def _chosen(found: Alignment, method: str) -> np.ndarray:
     return able & found.alone
 
 
-def _moved(m: MeasuredFrame, canvas: Canvas, found: Alignment, detections: Detections, k: int) -> MeasuredFrame:
+def _moved(m: MeasuredFrame, canvas: Canvas, found: Alignment, positions: Positions, k: int) -> MeasuredFrame:
     """Return a frame with its corrected WCS, and what depends on it."""
 
     def move(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        return displace(x, y, found.correction[k], detections.centre[k], detections.radius[k])
+        return displace(x, y, found.correction[k], positions.centre[k], positions.radius[k])
 
     header = corrected_header(m.record.header, canvas, move)
     wcs = frame_wcs(header)

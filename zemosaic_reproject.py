@@ -8,11 +8,13 @@ integers, x along the last axis.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import astropy.units as u
 import numpy as np
+import shapely
 from astropy.coordinates import ICRS, SkyCoord
 from astropy.wcs import WCS
 from astropy.wcs.utils import wcs_to_celestial_frame
@@ -115,6 +117,16 @@ class Placement:
     step: int
     area_ratio: float
     polygon: tuple[tuple[float, float], ...]
+
+    @property
+    def centre(self) -> np.ndarray:
+        """Return the middle of the outline, (x, y)."""
+        return np.mean(self.polygon, axis=0)
+
+
+def footprints(placements: Sequence[Placement]) -> np.ndarray:
+    """Return the outlines of frames as an array (n,) of shapely polygons."""
+    return np.array([shapely.Polygon(placement.polygon) for placement in placements], dtype=object)
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from parallel_utils import WORKER_BASE_BYTES, machine, plan_workers
+from parallel_utils import workers_for
 from zemosaic_astrometry import (
     Hint,
     PlateSolver,
@@ -202,10 +202,7 @@ def _tell_nobody(_done: int, _total: int) -> None:
 
 def count_instances(options: SolveOptions, n_frames: int) -> int:
     """Return in how many threads frames are worked on at once."""
-    cores, free = machine()
-    return plan_workers(
-        options.max_instances, cores=cores, free_bytes=free, worker_bytes=WORKER_BASE_BYTES, n_tasks=n_frames
-    )
+    return workers_for(options.max_instances, 0, n_frames)
 
 
 def _solve_one(

@@ -46,7 +46,7 @@ import zemosaic_stack_kernels as kernels
 from zemosaic_backend import Device, namespace_of, to_host
 from zemosaic_stack_arrays import combine_arrays, model_bounds, sample_bounds
 from zemosaic_stack_cuda import can_stack, stack_on_cuda
-from zemosaic_types import StackParams
+from zemosaic_types import MAD_TO_SIGMA, StackParams
 
 #: Share of the step to the neighbouring pixel that enters the spread: what a residual misalignment of so many
 #: pixels does on the flank of a star.
@@ -69,7 +69,6 @@ HALO_PX = 1
 #: Source: C. Croux, P. J. Rousseeuw, "Time-efficient algorithms for two highly robust estimators of scale",
 #: COMPSTAT 1992.
 _MAD_FACTORS = (1.0, 1.0, 1.196, 1.495, 1.363, 1.206, 1.200, 1.140, 1.129, 1.107)
-_MAD_TO_SIGMA = 1.482602218505602
 
 _SAMPLE_METHODS = {
     "kappa_sigma": kernels.KAPPA,
@@ -293,7 +292,7 @@ def _proven_sigma(params: StackParams, n_frames: int) -> np.ndarray:
     if params.spread == "noise_model":
         return np.zeros(count.size, dtype=np.float32)
     factor = np.array([_MAD_FACTORS[m] if m < len(_MAD_FACTORS) else m / (m - 0.8) for m in count.tolist()])
-    return (_MAD_TO_SIGMA * factor / (1.0 + MAD_ERROR / np.sqrt(np.maximum(count, 1)))).astype(np.float32)
+    return (MAD_TO_SIGMA * factor / (1.0 + MAD_ERROR / np.sqrt(np.maximum(count, 1)))).astype(np.float32)
 
 
 def _shares() -> tuple[np.float32, ...]:

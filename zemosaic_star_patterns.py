@@ -18,6 +18,8 @@ from scipy.sparse import coo_array, csr_array
 from scipy.spatial import KDTree
 from scipy.special import betainc
 
+from zemosaic_sphere import place_deg, unit_vectors
+
 #: So many of a frame's stars, the brightest, are its pattern; with fewer than so many it has none.
 MOST_STARS, FEWEST_STARS = 150, 6
 #: The probability that stars of two skies coincide as well by chance, above which they are no match.
@@ -388,19 +390,12 @@ def tan_wcs(crval_deg: tuple[float, float], matrix: np.ndarray, shape: tuple[int
     return wcs
 
 
-def _directions(sky_deg: np.ndarray) -> np.ndarray:
-    """Return places on the sky as unit vectors, shape (m, 3)."""
-    ra, dec = np.deg2rad(sky_deg).T
-    return np.column_stack([np.cos(dec) * np.cos(ra), np.cos(dec) * np.sin(ra), np.sin(dec)])
-
-
 def _together(sky_deg: np.ndarray) -> np.ndarray:
     """Return which stars (m,) can be in one frame: those around the one that has the most others near it."""
-    direction = _directions(sky_deg)
+    direction = unit_vectors(sky_deg)
     near = direction @ direction.T > np.cos(np.deg2rad(_WIDEST_DEG))
     return near[near.sum(axis=1).argmax()]
 
 
 def _mean_direction(sky_deg: np.ndarray) -> tuple[float, float]:
-    x, y, z = _directions(sky_deg).sum(axis=0)
-    return float(np.rad2deg(np.arctan2(y, x)) % 360.0), float(np.rad2deg(np.arctan2(z, np.hypot(x, y))))
+    return place_deg(np.array([axis.sum() for axis in unit_vectors(sky_deg).T]))

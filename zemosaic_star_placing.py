@@ -35,6 +35,7 @@ from zemosaic_fits_io import frame_wcs, pixel_scale_arcsec
 from zemosaic_reproject import centre_icrs, frame_to_icrs
 from zemosaic_runbook import RunBook
 from zemosaic_solving import Verdict, count_instances
+from zemosaic_sphere import unit_vectors
 from zemosaic_star_patterns import (
     FEWEST_STARS,
     MOST_STARS,
@@ -257,8 +258,7 @@ def _centre(record: FrameRecord) -> tuple[float, float]:
 
 def _direction(sky_deg: tuple[float, float]) -> np.ndarray:
     """Return a place on the sky as a unit vector; one that is none as 0."""
-    ra, dec = np.deg2rad(sky_deg)
-    return np.nan_to_num([np.cos(dec) * np.cos(ra), np.cos(dec) * np.sin(ra), np.sin(dec)])
+    return np.nan_to_num(unit_vectors(np.array([sky_deg]))[0])
 
 
 # ---- frame by frame --------------------------------------------------------------------------------------

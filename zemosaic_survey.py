@@ -14,7 +14,7 @@ from pathlib import Path
 
 from astropy.wcs import WCS
 
-from parallel_utils import WORKER_BASE_BYTES, machine, plan_workers
+from parallel_utils import machine, workers_for
 from zemosaic_astrometry import PlateSolver, SolveOptions, choose_solver
 from zemosaic_config import Config
 from zemosaic_estimate import estimate_disk, estimate_memory, estimate_seconds
@@ -302,11 +302,8 @@ class _Survey:
             plan = self._groups or find_groups(records, settings.groups)
             tiles, masters = _master_tiles(plan, records, canvas)
             notes = plan.notes
-        cores, free = machine()
-        worker_bytes = WORKER_BASE_BYTES + settings.chunk_ram_mb * 1024**2
-        workers = plan_workers(
-            settings.workers, cores=cores, free_bytes=free, worker_bytes=worker_bytes, n_tasks=len(records)
-        )
+        cores, _ = machine()
+        workers = workers_for(settings.workers, settings.chunk_ram_mb, len(records))
         more = {"master_tiles": masters}
         cpu, wall = estimate_seconds(records, canvas.shape, n_channels, workers, cores, **more)
         return SurveyDone(

@@ -10,11 +10,11 @@ import math
 
 import numpy as np
 import shapely
-from scipy.sparse import coo_matrix
-from scipy.sparse.csgraph import connected_components
 from scipy.spatial import cKDTree
 
-from zemosaic_reproject import Placement
+from zemosaic_links import linked_groups
+from zemosaic_reproject import Placement, footprints
+from zemosaic_sphere import chord_angle_deg, unit_vectors
 from zemosaic_types import Rect
 
 #: Frames closer than this many frame diagonals (centre to centre) belong to one mosaic.
@@ -51,14 +51,10 @@ def frames_of_cells(placements: list[Placement], cells: list[Rect]) -> list[list
 
     The footprint is taken a little larger than it is, so that no pixel at an edge is missed.
     """
-    tree = shapely.STRtree(_polygons(placements))
+    tree = shapely.STRtree(footprints(placements))
     boxes = [shapely.box(c.x0 - 3.0, c.y0 - 3.0, c.x1 + 2.0, c.y1 + 2.0) for c in cells]
     which, frame = tree.query(boxes, predicate="intersects")
     return [np.sort(frame[which == k]).tolist() for k in range(len(cells))]
-
-
-def _polygons(placements: list[Placement]) -> np.ndarray:
-    return np.array([shapely.Polygon(placement.polygon) for placement in placements], dtype=object)
 
 
 def separate_isolated(centres_deg: np.ndarray, diagonals_deg: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -79,17 +75,15 @@ def separate_isolated(centres_deg: np.ndarray, diagonals_deg: np.ndarray) -> tup
     distance_deg : ndarray, shape (n,)
         From each frame to the nearest frame of the mosaic (0 for its own frames).
     """
-    lon, lat = np.deg2rad(np.asarray(centres_deg, dtype=float)).T
-    points = np.column_stack([np.cos(lat) * np.cos(lon), np.cos(lat) * np.sin(lon), np.sin(lat)])
+    points = unit_vectors(centres_deg)
     reach = MAX_GAP_DIAGONALS * np.deg2rad(diagonals_deg)
     pairs = cKDTree(points).query_pairs(_chord(float(reach.max())), output_type="ndarray")
     separation = np.linalg.norm(points[pairs[:, 0]] - points[pairs[:, 1]], axis=1)
     pairs = pairs[separation < _chord(np.maximum(reach[pairs[:, 0]], reach[pairs[:, 1]]))]
-    graph = coo_matrix((np.ones(len(pairs)), (pairs[:, 0], pairs[:, 1])), shape=(len(points),) * 2)
-    group = connected_components(graph, directed=False)[1]
+    group = linked_groups(pairs, len(points))
     inside = group == np.argmax(np.bincount(group))
     chord, _ = cKDTree(points[inside]).query(points)
-    return inside, np.rad2deg(2.0 * np.arcsin(np.clip(chord / 2.0, 0.0, 1.0)))
+    return inside, chord_angle_deg(chord)
 
 
 def _chord(angle_rad: np.ndarray | float) -> np.ndarray | float:

@@ -30,7 +30,7 @@ from zemosaic_synthetic import (
 )
 from zemosaic_truth_ideal import SATURATED_ADU, ideal_noise, in_image, pixel_area, sampled_fraction
 from zemosaic_truth_rejection import MIN_DEPTH, rejection_scores
-from zemosaic_types import ZeMosaicError
+from zemosaic_types import MAD_TO_SIGMA, ZeMosaicError
 
 NOISE_BOX_PX = 8
 LEVEL_BOX_PX = 32
@@ -41,7 +41,6 @@ SCATTER_QUANTILE = 0.9  # of the deviations: forgives a few odd stars, but not o
 MIN_STARS = 5  # fewer give no figure
 
 _APERTURE_FWHM = 2.5
-_MAD_TO_SIGMA = 1.482602218505602
 #: Side of the fields whose mean star fluxes are compared, and the stars that a mean needs.
 SLOW_BOX_PX, MIN_SLOW_STARS = 512, 5
 _QUANTILE_SIGMAS = float(np.sqrt(2.0) * erfinv(SCATTER_QUANTILE))
@@ -442,7 +441,7 @@ def _noise_row(field: _Field, channel: int) -> tuple[float, int]:
     values = values[np.isfinite(values)]
     if values.size < 50:
         return np.nan, values.size
-    limit = 4.0 * _MAD_TO_SIGMA * np.median(np.abs(values))
+    limit = 4.0 * MAD_TO_SIGMA * np.median(np.abs(values))
     return float(np.sqrt(np.mean(np.square(values[np.abs(values) < limit])))), values.size
 
 

@@ -10,6 +10,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+#: The standard deviation of normal values over their median absolute deviation.
+MAD_TO_SIGMA = 1.482602218505602
+
 #: Is told between the steps of a long piece of work which share of it is done, 0 to 1; it may end the work by
 #: raising `RunCancelled`.
 Tell = Callable[[float], None]

@@ -36,6 +36,7 @@ import psutil
 from parallel_utils import prepare_workers
 from zemosaic_config import Config
 from zemosaic_events import CancelToken, Emitter, Event, FinishReason, Listener, RunFinished
+from zemosaic_interpreter import VARIABLES, command_to_call
 from zemosaic_plan_table import PLAN_NAME
 from zemosaic_temp_files import is_running, remove_leftovers
 from zemosaic_types import ConfigError, OutputError, PlanError, RunCancelled, RunDied, RunResult, ZeMosaicError
@@ -385,20 +386,19 @@ def _cause(status: int) -> tuple[str, str]:
 
 
 def _start_child() -> subprocess.Popen:
-    """Start a process that serves one run, with the modules that this one finds and no other start-up code.
+    """Start a process that serves one run.
 
     It leads a process group, by which it and its workers are found even when it is gone; Ctrl-C in a terminal does
     not reach it.
     """
-    path = [str(Path(entry).absolute()) for entry in sys.path]
-    code = f"import sys; sys.path[:] = {path!r}; import zemosaic_worker; zemosaic_worker.serve()"
+    command, environment = command_to_call("zemosaic_worker.serve"), {**os.environ, **VARIABLES}
     pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
     apart: dict[str, Any] = {"process_group": 0}
     if sys.platform == "win32":
         apart = {"creationflags": subprocess.CREATE_NO_WINDOW}
     try:
         # Unbuffered: a request to stop must not wait, nor be written again when the pipe is closed.
-        return subprocess.Popen([sys.executable, "-P", "-c", code], bufsize=0, **pipes, **apart)
+        return subprocess.Popen(command, bufsize=0, env=environment, **pipes, **apart)
     except OSError as error:
         raise OutputError(f"no process can be started for the run: {error.strerror}") from error
 

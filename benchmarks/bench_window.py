@@ -250,7 +250,7 @@ def play(turns: Turns, window) -> None:
     for column in (0, 1, 5):
         turns.step(
             f"sorted by column {column}",
-            lambda c=column: view.sortByColumn(c, view.horizontalHeader().sortIndicatorOrder()),
+            lambda c=column: view.sortByColumn(c, Qt.SortOrder.DescendingOrder),
         )
     turns.step("frames come in, table sorted", window.look, looked_at)
     turns.step("a word is searched", lambda: sheet._search.setText("light_01 lp"), lambda: not sheet.busy)
@@ -270,17 +270,12 @@ def play(turns: Turns, window) -> None:
     )
     turns.step("to the frames", lambda: window.go("input"))
     turns.step("to the run again", lambda: window.go("run"), lambda: not run.map.widget.busy)
-
-    def begin(window) -> None:
-        window._stale_result = True  # so that the page shows the plan again
-        window.start(overwrite=True)
-
     ended = lambda: not window.run.running and not run.map.widget.busy  # noqa: E731
-    turns.step("a run, log shown", lambda: begin(window), ended)
+    turns.step("a run, log shown", lambda: window.start(overwrite=True), ended)
     run.tabs.setCurrentIndex(1)
-    turns.step("a run, problems shown", lambda: begin(window), ended)
-    turns.step("the log is searched", lambda: run.log.search.setText("0077"))
-    turns.step("all of the log again", lambda: run.log.search.setText(""))
+    turns.step("a run, problems shown", lambda: window.start(overwrite=True), ended)
+    turns.step("the log is searched", lambda: run.log.search.setText("0077"), lambda: not run.log.busy)
+    turns.step("all of the log again", lambda: run.log.search.setText(""), lambda: not run.log.busy)
     turns.step("to the result", lambda: window.go("result"), lambda: window.result_page.viewer.widget is not None)
     sheet = window.result_page.table
     turns.step(
@@ -290,7 +285,7 @@ def play(turns: Turns, window) -> None:
     )
     turns.step(
         "the same, sorted",
-        lambda: sheet.widget._view.sortByColumn(4, sheet.widget._view.horizontalHeader().sortIndicatorOrder()),
+        lambda: sheet.widget._view.sortByColumn(4, Qt.SortOrder.DescendingOrder),
     )
     for step in ("result", "input"):
         window.go(step)

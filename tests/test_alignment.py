@@ -7,15 +7,15 @@ import pytest
 
 from zemosaic_alignment import (
     MAX_CORRECTION_PX,
-    Detections,
+    Positions,
     _prior,
     _solve,
     _System,
     align,
     displace,
     find_offsets,
-    match_stars,
 )
+from zemosaic_detections import cluster_stars
 
 SIDE = 1000.0
 NOISE = 0.1
@@ -46,7 +46,7 @@ def frames_of(stars, centres, *, planted=None, noise=NOISE, seed=RNG_SEED, most=
         frame.append(np.full(len(seen), k))
     frame, positions = np.concatenate(frame), np.concatenate(positions)
     sigma = np.full(frame.size, max(noise, 0.01))
-    return Detections(frame, *positions.T.copy(), sigma, centres, np.full(len(centres), radius))
+    return Positions(frame, *positions.T.copy(), sigma, centres, np.full(len(centres), radius))
 
 
 def grid(n, step=500.0, first=600.0):
@@ -99,9 +99,9 @@ def dense_solution(system, weight, prior):
 
 def test_the_solution_is_that_of_a_dense_least_squares_with_all_unknowns():
     stars = sky(120, 2200.0)
-    detections = frames_of(stars, grid(3), planted=small_corrections(9, 0.5))
-    star = match_stars(np.column_stack([detections.x, detections.y]), detections.frame, 3.0)
-    system = _System.of(detections, star)
+    positions = frames_of(stars, grid(3), planted=small_corrections(9, 0.5))
+    star = cluster_stars(np.column_stack([positions.x, positions.y]), positions.frame, 3.0)
+    system = _System.of(positions, star)
     rng = np.random.default_rng(1)
     weight, prior = rng.uniform(1.0, 100.0, system.frame.size), rng.uniform(0.5, 2.0, 9)
     solved = _solve(system, weight, prior, np.zeros((9, 4)), 1e-12, lambda: None)
@@ -112,11 +112,11 @@ def test_the_solution_is_that_of_a_dense_least_squares_with_all_unknowns():
 
 def test_frames_with_few_stars_enter_the_dense_solution_with_a_shift_only():
     stars = sky(60, 1400.0)
-    detections = frames_of(stars, grid(2, step=200.0, first=700.0), planted=small_corrections(4, 0.3))
-    few = np.flatnonzero(detections.frame == 2)[4:]
-    detections = detections.only(~np.isin(np.arange(detections.frame.size), few))
-    star = match_stars(np.column_stack([detections.x, detections.y]), detections.frame, 3.0)
-    system = _System.of(detections, star)
+    positions = frames_of(stars, grid(2, step=200.0, first=700.0), planted=small_corrections(4, 0.3))
+    few = np.flatnonzero(positions.frame == 2)[4:]
+    positions = positions.only(~np.isin(np.arange(positions.frame.size), few))
+    star = cluster_stars(np.column_stack([positions.x, positions.y]), positions.frame, 3.0)
+    system = _System.of(positions, star)
     assert system.free.tolist() == [[True] * 4, [True] * 4, [True, True, False, False], [True] * 4]
     weight, prior = np.full(system.frame.size, 50.0), np.ones(4)
     solved = _solve(system, weight, prior, np.zeros((4, 4)), 1e-12, lambda: None)
@@ -127,10 +127,10 @@ def test_frames_with_few_stars_enter_the_dense_solution_with_a_shift_only():
 def test_planted_shifts_rotations_and_scales_come_back(size):
     stars = sky(400, 2200.0)
     planted = without_common_mode(small_corrections(9, size), np.array(grid(3)), SIDE / np.sqrt(6.0))
-    detections = frames_of(stars, grid(3), planted=planted, noise=0.02)
-    offsets = find_offsets(detections, every_pair(9))
-    found = align(detections, offsets.shift)
-    recovered = without_common_mode(found.correction, detections.centre, detections.radius[0])
+    positions = frames_of(stars, grid(3), planted=planted, noise=0.02)
+    offsets = find_offsets(positions, every_pair(9))
+    found = align(positions, offsets.shift)
+    recovered = without_common_mode(found.correction, positions.centre, positions.radius[0])
     assert np.abs(planted).max() > 1.5 * size
     np.testing.assert_allclose(recovered, planted, rtol=0, atol=0.02)
     assert found.rms(found.before) > 10 * found.rms(found.after)
@@ -142,8 +142,8 @@ def test_the_common_mode_is_pinned():
     """What all frames have in common the stars cannot tell; it must not be moved."""
     centres = np.array(grid(3))
     radius = SIDE / np.sqrt(6.0)
-    detections = frames_of(sky(400, 2200.0), centres, planted=small_corrections(9, 0.1))
-    found = align(detections)
+    positions = frames_of(sky(400, 2200.0), centres, planted=small_corrections(9, 0.1))
+    found = align(positions)
     assert np.abs(found.correction).max() > 0.1
     away = (centres - centres.mean(axis=0)) / radius
     t, a, b = found.correction[:, :2], found.correction[:, 2], found.correction[:, 3]
@@ -158,9 +158,9 @@ def test_errors_do_not_add_up_along_a_row_of_panels():
     centres = np.array([(600.0 + 800.0 * k, 600.0) for k in range(n)])
     rng = np.random.default_rng(2)
     stars = np.column_stack([rng.uniform(0, 800.0 * n + 1200, 9000), rng.uniform(0, 1200.0, 9000)])
-    detections = frames_of(stars, centres, noise=0.1)
-    u = (detections.x - detections.centre[detections.frame, 0]) / (SIDE / 2)
-    bent = replace(detections, x=detections.x + 0.4 * u**3)
+    positions = frames_of(stars, centres, noise=0.1)
+    u = (positions.x - positions.centre[positions.frame, 0]) / (SIDE / 2)
+    bent = replace(positions, x=positions.x + 0.4 * u**3)
     found = align(bent)
     assert found.rms(found.after) < 0.8 * found.rms(found.before)
     assert np.abs(found.correction).max() < 0.6
@@ -168,16 +168,16 @@ def test_errors_do_not_add_up_along_a_row_of_panels():
 
 def test_the_order_of_the_frames_leaves_no_trace():
     planted = small_corrections(9, 0.4)
-    detections = frames_of(sky(200, 2200.0), grid(3), planted=planted)
+    positions = frames_of(sky(200, 2200.0), grid(3), planted=planted)
     turned = np.random.default_rng(5).permutation(9)
-    number = np.argsort(turned)[detections.frame]
+    number = np.argsort(turned)[positions.frame]
     order = np.argsort(number, kind="stable")
-    parts = (detections.x[order], detections.y[order], detections.sigma[order])
-    other = Detections(number[order], *parts, detections.centre[turned], detections.radius[turned])
-    first, second = align(detections), align(other)
+    parts = (positions.x[order], positions.y[order], positions.sigma[order])
+    other = Positions(number[order], *parts, positions.centre[turned], positions.radius[turned])
+    first, second = align(positions), align(other)
     np.testing.assert_allclose(second.correction, first.correction[turned], rtol=0, atol=1e-7)
     np.testing.assert_allclose(second.after, first.after[turned], rtol=0, atol=1e-7)
-    again = align(detections)
+    again = align(positions)
     np.testing.assert_array_equal(again.correction, first.correction)
 
 
@@ -207,10 +207,10 @@ def test_groups_that_do_not_touch_are_pinned_each_for_itself():
 def test_frames_keep_what_their_stars_allow():
     planted = small_corrections(6, 0.3)
     stars = sky(200, 1400.0)
-    detections = frames_of(stars, [(700.0 + 20 * k, 700.0) for k in range(6)], planted=planted)
-    rank = np.arange(detections.frame.size) - np.searchsorted(detections.frame, detections.frame)
+    positions = frames_of(stars, [(700.0 + 20 * k, 700.0) for k in range(6)], planted=planted)
+    rank = np.arange(positions.frame.size) - np.searchsorted(positions.frame, positions.frame)
     limits = np.array([999, 999, 999, 4, 1, 0])
-    found = align(detections.only(rank < limits[detections.frame]))
+    found = align(positions.only(rank < limits[positions.frame]))
     assert found.n_common[3:].tolist() == [4, 0, 0]
     assert (found.correction[:3] != 0).all()
     assert (found.correction[3, :2] != 0).all()
@@ -223,10 +223,10 @@ def test_frames_keep_what_their_stars_allow():
 @pytest.mark.parametrize("n_odd", [1, 4])
 def test_a_frame_with_few_stars_pins_nobody(n_odd):
     """A frame that cannot be turned, or not be moved at all, must not hold the others where its stars are."""
-    detections = frames_of(sky(200, 1400.0), [(700.0 + 20 * k, 700.0) for k in range(6)])
-    alone = align(detections.only(detections.frame != 2))
-    rank = np.arange(detections.frame.size) - np.searchsorted(detections.frame, detections.frame)
-    few = detections.only((detections.frame != 2) | (rank < n_odd))
+    positions = frames_of(sky(200, 1400.0), [(700.0 + 20 * k, 700.0) for k in range(6)])
+    alone = align(positions.only(positions.frame != 2))
+    rank = np.arange(positions.frame.size) - np.searchsorted(positions.frame, positions.frame)
+    few = positions.only((positions.frame != 2) | (rank < n_odd))
     odd = few.frame == 2
     turned = np.linspace(-1.4, 1.4, odd.sum()) if n_odd > 1 else 1.4
     few.x[odd] += turned
@@ -244,19 +244,12 @@ def test_exact_frames_gain_nothing():
 
 def test_no_stars_at_all_are_no_problem():
     centres = np.array(grid(2))
-    nothing = Detections(np.empty(0, dtype=np.int64), *np.empty((3, 0)), centres, np.full(4, 400.0))
+    nothing = Positions(np.empty(0, dtype=np.int64), *np.empty((3, 0)), centres, np.full(4, 400.0))
     found = align(nothing, find_offsets(nothing, every_pair(4)).shift)
     assert (found.correction == 0).all()
     assert found.common_gain_px == 0.0
     assert not found.alone.any()
     assert np.isnan(found.rms(found.before))
-
-
-def test_stars_of_one_frame_are_never_one_star():
-    positions = np.array([[10.0, 10.0], [11.0, 10.0], [10.4, 10.0], [50.0, 50.0], [50.3, 50.1], [90.0, 9.0]])
-    star = match_stars(positions, np.array([0, 0, 1, 0, 1, 1]), 2.0)
-    assert star[3] == star[4] >= 0
-    assert star[[0, 1, 5]].tolist() == [-1, -1, -1]
 
 
 # ---- frames that are far off -----------------------------------------------------------------------------
@@ -267,8 +260,8 @@ def test_stars_of_one_frame_are_never_one_star():
 def test_one_wrong_frame_of_three_is_found_and_the_others_are_not_blamed(which, jump):
     planted = np.zeros((3, 4))
     planted[which, :2] = jump
-    detections = frames_of(sky(60, 1400.0), [(700.0, 700.0), (720.0, 690.0), (710.0, 730.0)], planted=planted)
-    offsets = find_offsets(detections, every_pair(3))
+    positions = frames_of(sky(60, 1400.0), [(700.0, 700.0), (720.0, 690.0), (710.0, 730.0)], planted=planted)
+    offsets = find_offsets(positions, every_pair(3))
     assert offsets.wrong.tolist() == [k == which for k in range(3)]
     np.testing.assert_allclose(offsets.shift[which], jump, atol=0.2)
     assert offsets.witnesses[which] == 2
@@ -278,8 +271,8 @@ def test_one_wrong_frame_of_three_is_found_and_the_others_are_not_blamed(which, 
 def test_a_wrong_frame_that_is_turned_a_little_is_found():
     planted = np.zeros((5, 4))
     planted[2] = 15.0, 8.0, 0.0, SIDE / np.sqrt(6.0) * np.deg2rad(0.1)
-    detections = frames_of(sky(60, 1400.0), [(700.0 + 5 * k, 700.0) for k in range(5)], planted=planted)
-    offsets = find_offsets(detections, every_pair(5))
+    positions = frames_of(sky(60, 1400.0), [(700.0 + 5 * k, 700.0) for k in range(5)], planted=planted)
+    offsets = find_offsets(positions, every_pair(5))
     assert offsets.wrong.tolist() == [False, False, True, False, False]
 
 
@@ -287,8 +280,8 @@ def test_two_wrong_frames_of_five_are_found_whether_they_agree_or_not():
     for jumps in ([(20.0, 5.0), (20.0, 5.0)], [(20.0, 5.0), (-9.0, 14.0)]):
         planted = np.zeros((5, 4))
         planted[1, :2], planted[3, :2] = jumps
-        detections = frames_of(sky(60, 1400.0), [(700.0 + 5 * k, 700.0) for k in range(5)], planted=planted)
-        offsets = find_offsets(detections, every_pair(5))
+        positions = frames_of(sky(60, 1400.0), [(700.0 + 5 * k, 700.0) for k in range(5)], planted=planted)
+        offsets = find_offsets(positions, every_pair(5))
         assert offsets.wrong.tolist() == [False, True, False, True, False]
 
 
@@ -296,8 +289,8 @@ def test_two_wrong_frames_of_five_are_found_whether_they_agree_or_not():
 def test_without_a_majority_nobody_is_blamed(n):
     planted = np.zeros((n, 4))
     planted[: n // 2, 0] = 20.0
-    detections = frames_of(sky(60, 1400.0), [(700.0 + 5 * k, 700.0) for k in range(n)], planted=planted)
-    offsets = find_offsets(detections, every_pair(n))
+    positions = frames_of(sky(60, 1400.0), [(700.0 + 5 * k, 700.0) for k in range(n)], planted=planted)
+    offsets = find_offsets(positions, every_pair(n))
     assert not offsets.wrong.any()
     ((members, apart),) = offsets.undecided
     assert members.tolist() == list(range(n))
@@ -311,8 +304,8 @@ def test_frames_without_common_stars_are_not_moved_by_chance():
     centres = np.array([(500.0, 500.0)] * 2)
     x, y = rng.uniform(0.0, SIDE, (2, 1000))
     frame = np.repeat([0, 1], 500)
-    detections = Detections(frame, x, y, np.full(1000, 0.1), centres, np.full(2, 400.0))
-    offsets = find_offsets(detections, every_pair(2))
+    positions = Positions(frame, x, y, np.full(1000, 0.1), centres, np.full(2, 400.0))
+    offsets = find_offsets(positions, every_pair(2))
     assert (offsets.shift == 0).all()
     assert not offsets.trusted.any()
 
@@ -321,11 +314,11 @@ def test_the_limit_lies_between_what_is_corrected_and_what_is_left_out():
     for jump in (0.8 * MAX_CORRECTION_PX, 1.2 * MAX_CORRECTION_PX):
         planted = np.zeros((6, 4))
         planted[4, 1] = jump
-        detections = frames_of(sky(60, 1400.0), [(700.0 + 5 * k, 700.0) for k in range(6)], planted=planted)
-        offsets = find_offsets(detections, every_pair(6))
+        positions = frames_of(sky(60, 1400.0), [(700.0 + 5 * k, 700.0) for k in range(6)], planted=planted)
+        offsets = find_offsets(positions, every_pair(6))
         assert offsets.wrong[4] == (jump > MAX_CORRECTION_PX)
         if jump < MAX_CORRECTION_PX:
-            found = align(detections, offsets.shift)
+            found = align(positions, offsets.shift)
             relative = found.correction[4] - found.correction[[0, 1, 2, 3, 5]].mean(axis=0)
             np.testing.assert_allclose(relative, [0.0, jump, 0.0, 0.0], atol=0.08)
             # The one that is off pulls the others no further than it must.

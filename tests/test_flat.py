@@ -8,7 +8,8 @@ import pytest
 import zemosaic_flat as kernel
 import zemosaic_frame_arrays as arrays
 from strict_namespace import StrictNamespace
-from zemosaic_flat import Detections, SharedSky, basis, correction_at, flat_model, sky_flat, stars_flat
+from zemosaic_detections import Detections
+from zemosaic_flat import SharedSky, basis, correction_at, flat_model, sky_flat, stars_flat
 from zemosaic_preprocess import bayer_colours, flattened
 from zemosaic_synthetic import SurveySpec, vignette
 from zemosaic_types import Rect
@@ -48,7 +49,8 @@ def detections(rng, frames, terms, *, channels=1, n_stars=300, error=60.0, scatt
         light = brightness[seen] * np.exp(rng.normal(0.0, 0.1) + basis(x[seen], y[seen], SHAPE) @ terms)
         noise = np.hypot(scatter * light, error)[:, None]
         flux = light[:, None] + noise * rng.standard_normal((seen.size, channels))
-        rows.append((np.full(seen.size, k), seen, x[seen], y[seen], flux, np.full(flux.shape, error)))
+        where = (*places[seen].T, x[seen], y[seen])
+        rows.append((np.full(seen.size, k), seen, *where, flux, np.full(flux.shape, error)))
     return Detections(*(np.concatenate(column) for column in zip(*rows, strict=True)))
 
 
@@ -57,7 +59,7 @@ def dense(stars, n_frames):
     flux, error = stars.flux[:, 0], stars.error[:, 0]
     number = np.unique(stars.star, return_inverse=True)[1]
     indicators = [(number[:, None] == np.arange(number.max() + 1)), (stars.frame[:, None] == np.arange(n_frames))]
-    shapes = basis(stars.x, stars.y, SHAPE)
+    shapes = basis(stars.frame_x, stars.frame_y, SHAPE)
     weight = 1.0 / np.hypot(error / flux, 0.01)
     design = np.column_stack([shapes, *indicators]) * weight[:, None]
     return np.linalg.lstsq(design, weight * np.log(flux), rcond=None)[0][: shapes.shape[1]]
@@ -102,7 +104,7 @@ def test_the_solution_is_that_of_dense_least_squares():
     star = stars_flat(stars, 12, SHAPE)
     assert np.abs(star.terms[0] - dense(stars, 12)).max() < 0.5 * errors(star).max()
     one = replace(stars, flux=stars.flux[:, 0], error=stars.error[:, 0])
-    columns = np.column_stack([np.log(one.flux), basis(one.x, one.y, SHAPE)])
+    columns = np.column_stack([np.log(one.flux), basis(one.frame_x, one.frame_y, SHAPE)])
     weight = 1.0 / (np.square(one.error / one.flux) + 0.01**2)
     number = np.unique(one.star, return_inverse=True)[1]
     rest, _ = kernel._without_effects(columns, weight, one.frame, number, 12)
@@ -151,7 +153,7 @@ def test_frames_turned_about_their_middle_tell_all_but_what_is_round():
 
 
 def test_without_stars_there_is_no_mode():
-    nothing = Detections(*(np.empty(0, dtype=int),) * 2, *(np.empty(0),) * 2, *(np.empty((0, 3)),) * 2)
+    nothing = Detections(*(np.empty(0, dtype=int),) * 2, *(np.empty(0),) * 4, *(np.empty((0, 3)),) * 2)
     assert stars_flat(nothing, 5, SHAPE).modes.shape[1] == 0
 
 
@@ -238,7 +240,7 @@ def test_a_colour_is_as_strong_as_its_own_stars_say_and_else_follows_the_light_o
     truth = pattern(rng)
     frames, scatter = frames_of(rng, 24, "panels"), {"channels": 3, "error": 20.0}
     stars = detections(rng, frames, truth, **scatter)
-    more = np.exp(0.2 * basis(stars.x, stars.y, SHAPE) @ truth)
+    more = np.exp(0.2 * basis(stars.frame_x, stars.frame_y, SHAPE) @ truth)
     tinted = replace(stars, flux=stars.flux * np.column_stack([1.0 / more, np.ones_like(more), more]))
     star = stars_flat(tinted, 24, SHAPE)
     for terms, strength in zip(star.terms, (0.8, 1.0, 1.2), strict=True):

@@ -11,12 +11,11 @@ from references import linked_groups
 from zemosaic_grouping import (
     GroupRules,
     group_pointings,
-    mean_place,
     position_angle_deg,
     spanning_tree,
     threshold_for,
-    unit_vectors,
 )
+from zemosaic_sphere import mean_place, unit_vectors
 
 SHORT, LONG = 0.7125, 1.2667  # degrees: 1080 x 1920 px of 2.375"
 HALF = GroupRules(SHORT / 2, SHORT / 2)

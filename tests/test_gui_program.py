@@ -114,6 +114,21 @@ def test_classic_runs_where_grid_mode_is_off(qtbot, frames, tmp_path):
         assert window.result_page.heading.text() == "mosaic_classic.fits"
 
 
+def test_a_frame_is_seen_where_it_is_chosen(qtbot, frames, tmp_path):
+    values = dict(input_dir=str(frames), output_dir=str(tmp_path / "out"))
+    with opened(qtbot, **values) as window:
+        qtbot.waitUntil(lambda: not window.survey.running, timeout=LONG_MS)
+        card = window.input.frame
+        names = sorted(window.input.found.frames)
+        for name in names[:2]:
+            window.input.select(name)
+            assert card.name.text() == name
+            qtbot.waitUntil(lambda: not card.picture.busy, timeout=LONG_MS)
+            assert not card.picture.pixmap().isNull()
+        window.input.select("")
+        assert not card.isVisible()
+
+
 def test_what_a_run_will_make_follows_the_tick_at_grid_mode(qtbot, frames, tmp_path):
     values = dict(input_dir=str(frames), output_dir=str(tmp_path / "out"))
     with opened(qtbot, **values) as window:
@@ -297,6 +312,50 @@ def test_gpus_are_looked_for_in_a_process_of_their_own(qtbot):
     assert (", ".join(names) or reason) in window.mosaic.grid._gpu_note.text()
 
 
+def test_a_system_that_can_start_no_process_is_told_where_a_gpu_is_looked_for(qtbot, monkeypatch):
+    monkeypatch.setattr(sys, "executable", "/no such program/at all")
+    with opened(qtbot) as window:
+        window.go("mosaic")
+        note = window.mosaic.grid._gpu_note
+        qtbot.waitUntil(lambda: "Looking for a GPU" not in note.text(), timeout=LONG_MS)
+        assert "no process can be started" in note.text()
+
+
+def test_a_report_that_no_process_can_write_says_why_and_can_be_asked_for_again(qtbot, tmp_path, monkeypatch):
+    (tmp_path / "ledger.csv").write_text("frame_id,path\n", encoding="utf-8")
+    with opened(qtbot) as window:
+        page = window.result_page
+        page.open_mosaic(tmp_path / "mosaic.fits")
+        window.go("result")
+        program = sys.executable
+        monkeypatch.setattr(sys, "executable", "/no such program/at all")
+        click(qtbot, page.report)
+        qtbot.waitUntil(page.report.isEnabled, timeout=LONG_MS)
+        assert page.report.text() == "Show the report"
+        assert "no process can be started" in page.trouble.text()
+        monkeypatch.setattr(sys, "executable", program)
+        click(qtbot, page.report)
+        assert page.trouble.isHidden()
+        qtbot.waitUntil(page.report.isEnabled, timeout=LONG_MS)
+        assert "no finished run" in page.trouble.text()
+
+
+def test_a_survey_that_no_process_can_make_says_why_on_its_page(qtbot, frames, tmp_path, monkeypatch):
+    with opened(qtbot) as window:
+        program = sys.executable
+        monkeypatch.setattr(sys, "executable", "/no such program/at all")
+        asked = answering(qtbot, "OK")
+        typed(qtbot, window.input.input.line, str(tmp_path))
+        qtbot.waitUntil(lambda: bool(asked), timeout=LONG_MS)
+        assert "no process can be started" in asked[0]
+        assert "no process can be started" in window.input.summary.trouble.text()
+        assert window.input.summary.status.isHidden()
+        assert not window.primary.isEnabled()
+        monkeypatch.setattr(sys, "executable", program)
+        choose_frames(qtbot, window, frames)  # the page can go on
+        assert window.primary.isEnabled()
+
+
 def test_every_option_has_one_place_and_every_place_an_option(qtbot):
     with opened(qtbot) as window:
         bound = all_keys(window)
@@ -319,7 +378,7 @@ def test_a_worker_that_crashes_is_reported_with_its_last_words_and_what_can_be_d
         assert window.run_page.status.text() == "The run has crashed"
         assert "report the lines above" in window.run_page.detail.text()
         assert "Fatal Python error" in log_of(window)
-        assert window.run_page.problems.topLevelItemCount() == 1
+        assert window.run_page.problems.count() == 1
         start(qtbot, window)  # the window can go on
         wait_for_the_end(qtbot, window)
 

@@ -9,7 +9,16 @@ from pathlib import Path
 import psutil
 import pytest
 
-from parallel_utils import TaskPool, WorkerDied, check_cancelled, peak_memory_bytes, plan_workers
+import parallel_utils
+from parallel_utils import (
+    WORKER_BASE_BYTES,
+    TaskPool,
+    WorkerDied,
+    check_cancelled,
+    peak_memory_bytes,
+    plan_workers,
+    workers_for,
+)
 from zemosaic_events import CancelToken, log_tag, tagged
 from zemosaic_types import RunCancelled
 
@@ -34,6 +43,15 @@ GB = 1024**3
 )
 def test_the_number_of_workers(requested, cores, free, tasks, expected):
     assert plan_workers(requested, cores=cores, free_bytes=free, worker_bytes=GB, n_tasks=tasks) == expected
+
+
+def test_as_many_workers_are_given_as_fit_the_memory_with_what_they_may_use(monkeypatch):
+    room = 3 * (WORKER_BASE_BYTES + 700 * 1024**2)
+    monkeypatch.setattr(parallel_utils, "machine", lambda: (16, int(room / 0.8) + 1))
+    assert workers_for(0, 700, 100) == 3
+    assert workers_for(0, 0, 100) == room // WORKER_BASE_BYTES
+    assert workers_for(0, 0, 2) == 2
+    assert workers_for(9, 700, 100) == 9
 
 
 def double(value):

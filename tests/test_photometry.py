@@ -11,7 +11,6 @@ from zemosaic_photometry import (
     box_medians,
     cell_number,
     cell_place,
-    identify_stars,
     sky_plane,
     solve_match,
     tilt_of_sky,
@@ -315,14 +314,3 @@ def test_box_medians_bear_some_missing_pixels_and_no_edge():
 
 def test_a_plane_smaller_than_a_box_has_no_median():
     assert np.isnan(box_medians(np.zeros((5, 5), np.float32), np.array([2.0]), np.array([2.0]), 4)).all()
-
-
-def test_stars_are_identified_across_frames_and_crowded_ones_left_out():
-    measures, _, _ = make_measures(2, n_stars=300)
-    crowd = np.concatenate([measures[0].star_x, measures[0].star_x[:1] + 0.5])
-    rows = np.concatenate([measures[0].star_y, measures[0].star_y[:1]])
-    double = {"star_x": crowd, "star_y": rows}
-    measures[1] = replace(measures[1], **double)
-    numbers = identify_stars(measures)
-    assert numbers[1][0] == numbers[1][-1] == -1
-    assert numbers[1][1:-1].tolist() == numbers[0][1:].tolist()

@@ -6,7 +6,7 @@ pytest.importorskip("PySide6")
 
 from pictures import nothing_left
 from surveys import survey_in
-from zemosaic_gui_glimpse import FrameGlimpse
+from zemosaic_gui_frame_card import FrameGlimpse
 from zemosaic_synthetic import small_spec
 
 

@@ -1,15 +1,18 @@
-"""The picture of the frame that the user looks at, read beside the window."""
+"""The frame that the user looks at: its picture, what it is, and why it is in or out."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
-from PySide6.QtCore import Qt
+from PySide6.QtCore import Qt, Signal
 from PySide6.QtGui import QImage, QPixmap
-from PySide6.QtWidgets import QLabel, QSizePolicy
+from PySide6.QtWidgets import QLabel, QPushButton, QSizePolicy
 
+from zemosaic_events import SurveyFrame
 from zemosaic_gui_background import Background
+from zemosaic_gui_parts import Card, date_text, label
+from zemosaic_gui_sentences import told
 from zemosaic_gui_text import tr
 from zemosaic_types import FrameError
 
@@ -62,6 +65,42 @@ class FrameGlimpse(QLabel):
     def shutdown(self) -> None:
         """End the thread."""
         self._background.close()
+
+
+class FrameCard(Card):
+    """The frame that the user looks at: what it is, and why it is in or out; `wished` (id, out) changes that."""
+
+    wished = Signal(str, bool)
+
+    def __init__(self) -> None:
+        super().__init__(spacing=6)
+        self._frame: SurveyFrame | None = None
+        self._out = False
+        self.name, self.text = label("heading", wrap=True), label("faint", wrap=True)
+        self.button, self.picture = QPushButton(), FrameGlimpse()
+        self.button.clicked.connect(lambda: self.wished.emit(self._frame.frame_id, not self._out))
+        for widget in (self.name, self.picture, self.text, self.button):
+            self.column.addWidget(widget)
+        self.hide()
+
+    def show_frame(self, frame: SurveyFrame | None, out: bool) -> None:
+        """Show a frame, or none; `out` if the user leaves it out."""
+        self._frame, self._out = frame, out
+        self.setVisible(frame is not None)
+        self.picture.show_frame(frame.path if frame else "")
+        if frame is None:
+            return
+        self.name.setText(frame.frame_id)
+        exposure = "" if frame.exposure_s is None else tr("time.seconds", n=f"{frame.exposure_s:g}")
+        facts = (exposure, frame.filter, frame.instrument, date_text(frame.date))
+        state = tr("frame.excluded") if out else told(frame.reason) or tr("frame.in")
+        self.text.setText(" · ".join(filter(None, facts)) + "\n" + state)
+        self.button.setText(tr("frame.take_in" if out else "frame.leave_out"))
+        self.button.setVisible(frame.usable or out)
+
+    def shutdown(self) -> None:
+        """End what the card has running."""
+        self.picture.shutdown()
 
 
 def _read(path: str, size: int) -> Any:
