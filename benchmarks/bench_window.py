@@ -235,6 +235,7 @@ class Turns:
 
 def play(turns: Turns, window) -> None:
     """Do what a user does with a large survey."""
+    from PySide6.QtCore import Qt
 
     page, run = window.input, window.run_page
     turns.step("the window opens", window.show, lambda: page.map.widget is not None and not page.map.widget.busy)

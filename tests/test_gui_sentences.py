@@ -43,6 +43,7 @@ UNTOLD = {
     "zemosaic_coadd": {"master tile"},
     "zemosaic_groups": {"_kind", "_reason"},
     "zemosaic_plan": {"{x1} line {x2}", "not given"},
+    "zemosaic_interpreter": {"command_to_call"},
     "zemosaic_master_tiles": {"tile_header"},
     "zemosaic_outputs": {
         "_CONTENTS",
@@ -58,7 +59,7 @@ UNTOLD = {
     | {"_duration", "_span", "write_page"},
     "zemosaic_runbook": {"_LOG_FORMAT"},
     "zemosaic_star_placing": {"_place", "a provisional place"},
-    "zemosaic_worker": {"Fatal Python error", "code", "exit()"},
+    "zemosaic_worker": {"Fatal Python error", "exit()"},
 }
 #: Words of a run that are too short to be told from names of things; they stand within sentences.
 SHORT = {
