@@ -44,6 +44,7 @@ UNTOLD = {
     "zemosaic_coadd": {"master tile"},
     "zemosaic_groups": {"_kind", "_reason"},
     "zemosaic_plan": {"{x1} line {x2}", "not given"},
+    "zemosaic_interpreter": {"command_to_call"},
     "zemosaic_master_tiles": {"tile_header"},
     "zemosaic_outputs": {
         "_CONTENTS",
