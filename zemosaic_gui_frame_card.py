@@ -16,7 +16,7 @@ from zemosaic_gui_sentences import told
 from zemosaic_gui_text import tr
 from zemosaic_types import FrameError
 
-_HEIGHT = 190
+_HEIGHT = 110
 
 
 class FrameGlimpse(QLabel):
@@ -79,7 +79,7 @@ class FrameCard(Card):
         self.name, self.text = label("heading", wrap=True), label("faint", wrap=True)
         self.button, self.picture = QPushButton(), FrameGlimpse()
         self.button.clicked.connect(lambda: self.wished.emit(self._frame.frame_id, not self._out))
-        for widget in (self.name, self.picture, self.text, self.button):
+        for widget in (self.name, self.text, self.picture, self.button):
             self.column.addWidget(widget)
         self.hide()
 

@@ -53,6 +53,7 @@ class Found:
     def __init__(self) -> None:
         self.frames: dict[str, SurveyFrame] = {}
         self.done: SurveyDone | None = None
+        self.trouble = ""
 
     def add(self, frames: Iterable[SurveyFrame]) -> None:
         """Take frames in; one that is known is replaced."""
@@ -159,12 +160,15 @@ class Summary(Card):
         self._say("filters", _counted(frame.filter for frame in usable))
         self._say("instruments", _counted(frame.instrument for frame in usable))
         self._show_done(found.done)
+        full = found.done is not None and found.done.disk_bytes[1] > found.done.free_bytes
+        trouble = told(found.trouble) or (tr("found.full") if full else "")
+        self.trouble.setText(trouble)
+        self.trouble.setVisible(bool(trouble))
 
     def _show_done(self, done: SurveyDone | None) -> None:
         placed = done is not None and done.shape[0] > 0
         for name in ("canvas", "tiles", *self._COSTS):
             self._say(name, "–")
-        self.trouble.hide()
         notes = done.notes if done else ()
         self.notes.setText("\n\n".join(f"{note[:1].upper()}{note[1:]}." for note in map(told, notes)))
         self.notes.setVisible(bool(notes))
@@ -178,13 +182,6 @@ class Summary(Card):
         self._say("memory", bytes_range(*done.memory_bytes))
         free = tr("found.free", free=bytes_text(done.free_bytes))
         self._say("disk", f"{bytes_range(*done.disk_bytes)} ({free})")
-        if done.disk_bytes[1] > done.free_bytes:
-            self.show_trouble(tr("found.full"))
-
-    def show_trouble(self, text: str) -> None:
-        """Show a sentence that the user must not miss."""
-        self.trouble.setText(told(text))
-        self.trouble.show()
 
     def show_progress(self, done: int, total: int) -> None:
         """Show, soon, how many frames have been looked at."""
@@ -382,10 +379,9 @@ class InputPage(FollowsLanguage, QWidget):
 
     def end(self, trouble: str = "") -> None:
         """A survey has ended; `trouble` says why it has found nothing."""
+        self.found.trouble = trouble
         self.summary.show_found(self.found, self.excluded)
         self.summary.show_rest()
-        if trouble:
-            self.summary.show_trouble(trouble)
 
     @property
     def ready(self) -> bool:

@@ -83,6 +83,7 @@ class Photographer:
         wait_until(lambda: not window.survey.running)
         page.select(sorted(page.found.frames)[len(page.found.frames) // 2])
         self.settle(page.map)
+        wait_until(lambda: not page.frame.picture.busy)
         self.take("1_input")
         page.tabs.setCurrentIndex(1)
         self.settle(page.table)

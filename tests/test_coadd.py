@@ -104,7 +104,7 @@ def test_a_group_that_fits_onto_no_tile_costs_its_frames_and_no_others(frames, t
             raise FrameError("its footprint cannot be projected onto the mosaic")
         return canvas
 
-    monkeypatch.setattr("zemosaic_master_tiles.canvas_around", refuse_the_first)
+    monkeypatch.setattr("zemosaic_groups.canvas_around", refuse_the_first)
     book = RunBook(ProductPaths(tmp_path), Emitter(), CancelToken())
     pool = SimpleNamespace(run=lambda work, tasks, retry: [Outcome(task, work(task)) for task in tasks])
     (tile,) = plan_tiles(plan, Settled(matched, 1), pool, book)

@@ -440,7 +440,13 @@ def test_a_folder_without_frames_says_so(qtbot, tmp_path):
         (tmp_path / "empty").mkdir()
         choose_frames(qtbot, window, tmp_path / "empty")
         assert window.input.summary.trouble.isVisible()
-        assert str(tmp_path / "empty") in window.input.summary.trouble.text()
+        trouble = window.input.summary.trouble
+        assert str(tmp_path / "empty") in trouble.text()
+        english = trouble.text()
+        window.use_language("fr")
+        assert trouble.isVisible()
+        assert str(tmp_path / "empty") in trouble.text()
+        assert trouble.text() != english
         assert not window.primary.isEnabled()
 
 
