@@ -135,6 +135,8 @@ def is_dark(theme: str) -> bool:
 def apply_theme(application: QApplication, theme: str) -> None:
     """Give the program a theme, one of `THEMES`."""
     colours = _DARK if is_dark(theme) else _LIGHT
+    # To replace a sheet takes several times as long as to take it off and put one on; it also hides the style.
+    application.setStyleSheet("")
     if application.style().objectName() != "fusion":
         application.setStyle("Fusion")
     application.setPalette(_palette(colours))

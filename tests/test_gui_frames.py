@@ -23,6 +23,7 @@ from pictures import (
 from surveys import Run, survey_in
 from zemosaic_events import SurveyFrame
 from zemosaic_gui_frames import FramesTable, lines_of_ledger
+from zemosaic_gui_log import LogView, Problems
 from zemosaic_ledger import judge, read_ledger
 from zemosaic_synthetic import small_spec
 from zemosaic_types import PlanError
@@ -253,3 +254,43 @@ def test_frames_that_come_while_many_are_made_ready_are_not_lost(qtbot, table):
     table.add_frames(late)
     settle(qtbot, table)
     assert len(table.model.lines) == 2010
+
+
+def test_a_new_survey_is_sorted_as_the_header_still_says(qtbot, table):
+    table.set_frames(FRAMES)
+    table._view.sortByColumn(0, Qt.SortOrder.DescendingOrder)
+    table.set_frames(FRAMES[::2])
+    assert table._view.horizontalHeader().sortIndicatorSection() == 0
+    assert texts(table, "frame") == sorted((frame.frame_id for frame in FRAMES[::2]), reverse=True)
+
+
+def test_a_batch_costs_what_is_new_and_not_what_is_there(qtbot, table, monkeypatch):
+    numbered, counts = [], []
+    number = table.model._number_rows
+    monkeypatch.setattr(table.model, "_number_rows", lambda first=0: (numbered.append(first), number(first)))
+    table._counting.timeout.connect(lambda: counts.append(1))
+    for start in range(0, 40, 10):
+        table.add_frames(FRAMES[start : start + 10])
+    assert numbered == [0, 10, 20, 30]
+    settle(qtbot, table)
+    assert len(counts) == 1
+    assert [table.model.row_of(frame.frame_id) for frame in FRAMES] == list(range(40))
+
+
+def test_problems_and_lines_of_the_log_that_come_together_are_shown_together(qtbot):
+    problems, log = Problems(), LogView()
+    for widget in (problems, log):
+        qtbot.addWidget(widget)
+    counts = []
+    problems.counted.connect(counts.append)
+    for k in range(700):
+        problems.add(f"{k}.fit", "no stars")
+        log.add(str(k), "ERROR")
+    qtbot.waitUntil(lambda: not log.busy and bool(counts), timeout=5000)
+    assert counts == [700]
+    assert problems.model().index(699, 0).data() == "699.fit"
+    lines = log.view.toPlainText().splitlines()
+    assert [line.split()[-1] for line in lines] == [str(k) for k in range(700)]
+    log.search.setText("69")
+    qtbot.waitUntil(lambda: not log.busy, timeout=5000)
+    assert len(log.view.toPlainText().splitlines()) == sum("69" in str(k) for k in range(700))
