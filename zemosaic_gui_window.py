@@ -297,6 +297,9 @@ class MainWindow(FollowsLanguage, QMainWindow):
             return tr("trouble.input")
         if not self.settings.value("output_dir"):
             return tr("trouble.output")
+        found = self.input.found
+        if not self.survey.running and (found.trouble or (found.done is not None and not self.input.ready)):
+            return found.trouble or tr("trouble.frames")
         try:
             find_pipeline(self._choose()[0])
         except PlanError as error:

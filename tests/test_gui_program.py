@@ -450,6 +450,25 @@ def test_a_folder_without_frames_says_so(qtbot, tmp_path):
         assert not window.primary.isEnabled()
 
 
+def test_a_run_of_nothing_is_not_offered(qtbot, frames, tmp_path):
+    (tmp_path / "empty").mkdir()
+    with opened(qtbot) as window:
+        choose_frames(qtbot, window, tmp_path / "empty")
+        window.go("run")
+        assert window.run_page.status.text() == "Not ready yet"
+        assert "no FITS file" in window.run_page.detail.text()
+        assert not window.primary.isEnabled()
+        window.go("input")
+        choose_frames(qtbot, window, frames)
+        window.go("run")
+        assert window.run_page.status.text() == "Ready"
+        assert window.primary.isEnabled()
+        window.input.set_excluded(frozenset(window.input.found.frames))
+        window.go("run")
+        assert window.run_page.detail.text().startswith("None of the frames can be used")
+        assert not window.primary.isEnabled()
+
+
 def test_without_classic_a_click_turns_on_grid_mode(qtbot, frames, tmp_path, monkeypatch):
     monkeypatch.delitem(zemosaic_worker.PIPELINES, "classic", raising=False)
     values = dict(input_dir=str(frames), output_dir=str(tmp_path))
