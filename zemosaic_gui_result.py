@@ -34,6 +34,7 @@ class ResultPage(FollowsLanguage, QWidget):
         self.result: RunResult | None = None
         self._path: Path | None = None
         self._excluded: frozenset[str] = frozenset()
+        self._took_s = 0.0
         self.viewer = LazyWidget("zemosaic_gui_viewer", "MosaicViewer", self._with_viewer)
         self.table = LazyWidget("zemosaic_gui_frames", "FramesTable", self._with_new_table)
         self.tabs = QTabWidget()
@@ -99,9 +100,9 @@ class ResultPage(FollowsLanguage, QWidget):
         """The folder of the result."""
         return None if self._path is None else self._path.parent
 
-    def show_result(self, result: RunResult) -> None:
-        """Show what a run has left behind."""
-        self.result = result
+    def show_result(self, result: RunResult, took_s: float) -> None:
+        """Show what a run of so many seconds has left behind."""
+        self.result, self._took_s = result, took_s
         self._open(Path(result.mosaic_path))
 
     def open_mosaic(self, path: Path) -> None:
@@ -129,11 +130,8 @@ class ResultPage(FollowsLanguage, QWidget):
             self.summary.setText("" if there else tr("result.none.more"))
             self.missing.hide()
             return
-        seconds = sum(result.seconds.values())
-        lines = [tr("result.used", used=result.n_used, planned=result.n_planned)]
-        self.summary.setText(
-            "\n".join([*lines, tr("run.took", time=duration_text(seconds))] if seconds else lines)
-        )
+        used = tr("result.used", used=result.n_used, planned=result.n_planned)
+        self.summary.setText(f"{used}\n{tr('run.took', time=duration_text(self._took_s))}")
         n_missed = sum(item.missed for item in result.left_out)
         missing = [tr("result.left_out", n=n_missed)] if n_missed else []
         missing += [tr("result.tiles_failed", n=len(result.failed_tiles))] if result.failed_tiles else []

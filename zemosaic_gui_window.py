@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from PySide6.QtCore import QEvent, QLocale, QSettings, Qt, QTimer
@@ -322,14 +323,14 @@ class MainWindow(FollowsLanguage, QMainWindow):
         trouble = self._trouble()
         tiles = found.done.tiles if found.done else ()
         self.run_page.show_frames(found.frames.values(), tiles, excluded)
-        facts = [tr("found.frames", n=len(found.usable(excluded)))]
-        if not trouble:
-            name, _ = self._choose()
-            facts.append(tr(f"pipeline.{name}"))
-        if found.done and found.done.shape[0]:
-            facts.append(tr("run.expected", range=duration_range(*found.done.wall_s)))
-        facts.append(self.settings.value("output_dir"))
-        self.run_page.show_plan("  ·  ".join(facts), trouble)
+        facts = partial(
+            _facts,
+            len(found.usable(excluded)),
+            "" if trouble else self._choose()[0],
+            found.done.wall_s if found.done and found.done.shape[0] else None,
+            self.settings.value("output_dir"),
+        )
+        self.run_page.show_plan(facts, trouble)
 
     def start(self, *, overwrite: bool = False, drop_suggested: bool = False) -> None:
         """Start the run; asks before an earlier mosaic is replaced, unless that was asked for."""
@@ -388,7 +389,7 @@ class MainWindow(FollowsLanguage, QMainWindow):
         self.run_page.end(event, outcome)
         if isinstance(outcome, RunResult):
             self._stale_result = False
-            self.result_page.show_result(outcome)
+            self.result_page.show_result(outcome, self.run_page.took_s)
         self._show_state()
         if self._leaving:
             self.close()
@@ -491,6 +492,16 @@ class MainWindow(FollowsLanguage, QMainWindow):
         for page in self.pages.values():
             page.shutdown()
         event.accept()
+
+
+def _facts(n_frames: int, pipeline: str, wall_s: tuple[float, float] | None, output: str) -> str:
+    """Return what a run would do, in the language in use."""
+    facts = [tr("found.frames", n=n_frames)]
+    if pipeline:
+        facts.append(tr(f"pipeline.{pipeline}"))
+    if wall_s is not None:
+        facts.append(tr("run.expected", range=duration_range(*wall_s)))
+    return "  ·  ".join([*facts, output])
 
 
 def open_memory() -> QSettings:

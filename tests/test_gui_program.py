@@ -16,6 +16,7 @@ from programs import LONG_MS, answering, children, choose_frames, chosen, click,
 from surveys import survey_in
 from zemosaic_config import OPTIONS
 from zemosaic_gui_grid_group import GRID_KEYS, all_keys
+from zemosaic_gui_parts import TileState
 from zemosaic_synthetic import small_spec
 from zemosaic_types import OutputError
 from zemosaic_worker import Pipeline
@@ -107,12 +108,24 @@ def test_classic_runs_where_grid_mode_is_off(qtbot, frames, tmp_path):
         assert window.input.summary.values["tiles"].text().endswith("master tiles")
         to_the_run(qtbot, window)
         assert "Classic" in window.run_page.facts.text()
+        qtbot.waitUntil(lambda: window.run_page.map.widget is not None, timeout=LONG_MS)
+        sky_map = window.run_page.map.widget
         start(qtbot, window)
         wait_for_the_end(qtbot, window)
         assert window.run_page.status.text() == "The mosaic is done"
         assert set(window.run_page.states()) == {"DONE"}
         click(qtbot, window.primary)
         assert window.result_page.heading.text() == "mosaic_classic.fits"
+        assert window.result_page.summary.text().endswith(window.run_page.eta_note.text())
+
+        window.go("run")
+        assert {sky_map.tile_state(tile) for tile in window.run_page._tiles} == {TileState.DONE}
+        answering(qtbot, "Replace it")
+        click(qtbot, window.cancel)  # it says "Run again"
+        assert window.run.running
+        assert {sky_map.tile_state(tile) for tile in window.run_page._tiles} == {TileState.WAITING}
+        click(qtbot, window.cancel)
+        wait_for_the_end(qtbot, window)
 
 
 def test_a_frame_is_seen_where_it_is_chosen(qtbot, frames, tmp_path):

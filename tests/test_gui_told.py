@@ -21,6 +21,7 @@ from zemosaic_events import (
     FinishReason,
     FrameLeftOut,
     Message,
+    PhaseProgress,
     RunFinished,
     SurveyDone,
     SurveyFrame,
@@ -29,12 +30,12 @@ from zemosaic_events import (
     describe,
 )
 from zemosaic_gui_frames import FramesTable
-from zemosaic_gui_input import FrameCard, Summary
+from zemosaic_gui_input import Found, FrameCard, Summary
 from zemosaic_gui_log import LogView, Problems
 from zemosaic_gui_run import RunPage
 from zemosaic_gui_sentences import told
 from zemosaic_gui_skymap import SkyMap
-from zemosaic_gui_text import set_language
+from zemosaic_gui_text import set_language, tr
 from zemosaic_gui_viewer import MosaicViewer
 from zemosaic_ledger import judge, read_ledger
 from zemosaic_survey import SurveySettings, run_survey
@@ -214,6 +215,24 @@ def test_the_page_of_a_run_follows_the_language_to_the_end(qtbot):
     page.shutdown()
 
 
+def test_what_a_run_does_and_did_follows_the_language_in_its_midst_and_behind_it(qtbot):
+    page = RunPage()
+    qtbot.addWidget(page)
+    page.show_plan(lambda: tr("found.frames", n=12))
+    page.begin("grid", None)
+    page.hear(PhaseProgress("measure", 3, 12))
+    qtbot.waitUntil(lambda: page.detail.text() == "3 of 12")
+    speaking("fr", page)
+    assert page.detail.text() == "3 sur 12"
+    assert page.facts.text() == "12 images"
+    page.end(RunFinished(FinishReason.COMPLETE, ""), None)
+    assert page.eta_note.text().startswith("Durée")
+    speaking("en", page)
+    assert page.eta_note.text().startswith("It took")
+    assert page.facts.text() == "12 frames"
+    page.shutdown()
+
+
 @pytest.fixture
 def reasoned():
     """Two frames that can be used and one that cannot."""
@@ -272,7 +291,9 @@ def test_the_first_page_says_notes_and_reasons_in_french(qtbot, reasoned):
     assert card.text.text().endswith(VIDE)
     summary._show_done(SurveyDone(1, 1, notes=("the time is that of the processor; a GPU stacks faster",)))
     assert summary.notes.text() == "La durée est celle du processeur ; un GPU empile plus vite."
-    summary.show_trouble("/a is not a folder")
+    found = Found()
+    found.trouble = "/a is not a folder"
+    summary.show_found(found, frozenset())
     assert summary.trouble.text() == "/a n’est pas un dossier"
 
 
