@@ -92,9 +92,9 @@ class FrameCard(Card):
             return
         self.name.setText(frame.frame_id)
         exposure = "" if frame.exposure_s is None else tr("time.seconds", n=f"{frame.exposure_s:g}")
-        facts = (exposure, frame.filter, frame.instrument, date_text(frame.date))
+        facts = " · ".join(filter(None, (exposure, frame.filter, frame.instrument, date_text(frame.date))))
         state = tr("frame.excluded") if out else told(frame.reason) or tr("frame.in")
-        self.text.setText(" · ".join(filter(None, facts)) + "\n" + state)
+        self.text.setText("\n".join(filter(None, (facts, state))))
         self.button.setText(tr("frame.take_in" if out else "frame.leave_out"))
         self.button.setVisible(frame.usable or out)
 

@@ -390,7 +390,7 @@ def test_a_worker_that_crashes_is_reported_with_its_last_words_and_what_can_be_d
         start(qtbot, window)
         wait_for_the_end(qtbot, window)
         assert window.run_page.status.text() == "The run has crashed"
-        assert "report the lines above" in window.run_page.detail.text()
+        assert "report these lines" in window.run_page.detail.text()
         assert "Fatal Python error" in log_of(window)
         assert window.run_page.problems.count() == 1
         start(qtbot, window)  # the window can go on
