@@ -233,7 +233,7 @@ class InputPage(FollowsLanguage, QWidget):
         super().__init__()
         self._settings = settings
         self.found, self.excluded = Found(), frozenset()
-        self._selected, self._summed_up = "", 0
+        self._folder, self._selected, self._summed_up = "", "", 0
         self.input, self.output = FolderRow(), FolderRow()
         self._input_label, self._output_label = label(), label()
         self.again = QPushButton()
@@ -313,8 +313,9 @@ class InputPage(FollowsLanguage, QWidget):
 
     def _take(self, folder: str) -> None:
         """Show the folder of frames; what was left out of another one says nothing of it."""
-        if folder != self.input.line.text():
+        if folder != self._folder:
             self.set_excluded(frozenset())
+        self._folder = folder
         self.input.line.setText(folder)
 
     def choose(self, folder: str) -> None:

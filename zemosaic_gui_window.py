@@ -79,7 +79,9 @@ class MainWindow(FollowsLanguage, QMainWindow):
         self.settings, self._memory = settings, memory
         self.survey, self.run = Job(self), Job(self)
         self._stale_survey = self._survey_again = self._stale_result = False
-        self._drop_suggested = self._leaving = False
+        self._leaving = False
+        self._request: RunRequest | None = None  # of the run that goes on, or was the last
+        self._made_by: RunRequest | None = None  # the result
         self.input, self.run_page, self.result_page = InputPage(settings), RunPage(), ResultPage()
         self.mosaic = MosaicPage(settings, classic="classic" in PIPELINES)
         self.pages = dict(zip(STEPS, (self.input, self.mosaic, self.run_page, self.result_page), strict=True))
@@ -345,7 +347,7 @@ class MainWindow(FollowsLanguage, QMainWindow):
         self._stale_survey |= self.survey.running
         self.survey.cancel()
         self._keep_settings()
-        request = RunRequest(
+        request = self._request = RunRequest(
             name,
             Path(self.settings.value("input_dir")),
             output,
@@ -360,7 +362,6 @@ class MainWindow(FollowsLanguage, QMainWindow):
         self.run_page.log.add(f"{title_of(name)}: {reason}")
         if trouble := self._start(self.run, request):
             self.run_page.end(RunFinished(FinishReason.ERROR, trouble), trouble)
-        self._drop_suggested = drop_suggested
         self._show_state()
 
     def stop(self) -> None:
@@ -374,8 +375,13 @@ class MainWindow(FollowsLanguage, QMainWindow):
     def run_without_suggested(self) -> None:
         """Run again without the frames that the result suggests to leave out, in the place of the result.
 
-        It is replaced without a question only if that is where results go now.
+        The frames are those of the result, whatever was chosen since. It is replaced without a question only if
+        that is where results go now.
         """
+        made_by = self._made_by
+        if made_by is not None and Path(self.settings.value("input_dir")) != made_by.input_folder:
+            self.input.choose(str(made_by.input_folder))
+            self.input.set_excluded(frozenset(made_by.excluded))
         folder = self.result_page.folder
         here = folder is not None and Path(self.settings.value("output_dir")) == folder
         if folder is not None and not here:
@@ -388,13 +394,13 @@ class MainWindow(FollowsLanguage, QMainWindow):
     def _on_run_end(self, event: RunFinished, outcome: object) -> None:
         self.run_page.end(event, outcome)
         if isinstance(outcome, RunResult):
-            self._stale_result = False
+            self._stale_result, self._made_by = False, self._request
             self.result_page.show_result(outcome, self.run_page.took_s)
         self._show_state()
         if self._leaving:
             self.close()
         elif isinstance(outcome, ProductExistsError) and self._ask("replace", told(str(outcome))):
-            self.start(overwrite=True, drop_suggested=self._drop_suggested)
+            self.start(overwrite=True, drop_suggested=self._request.drop_suggested)
 
     def _ask(self, name: str, text: str) -> bool:
         """Ask a question whose safe answer is no."""

@@ -116,7 +116,11 @@ def test_classic_runs_where_grid_mode_is_off(qtbot, frames, tmp_path):
         assert set(window.run_page.states()) == {"DONE"}
         click(qtbot, window.primary)
         assert window.result_page.heading.text() == "mosaic_classic.fits"
-        assert window.result_page.summary.text().endswith(window.run_page.eta_note.text())
+        page = window.result_page
+        assert page.summary.text().endswith(window.run_page.eta_note.text())
+        qtbot.waitUntil(lambda: not page._background.busy, timeout=LONG_MS)
+        assert not page.without.isEnabled()  # these frames are all good
+        assert page.without.toolTip().startswith("No frame is suggested")
 
         window.go("run")
         assert {sky_map.tile_state(tile) for tile in window.run_page._tiles} == {TileState.DONE}
@@ -211,8 +215,9 @@ def test_the_worker_receives_what_the_widgets_of_grid_mode_say(qtbot, frames, tm
     assert received["folders"] == "'frames', 'out'"
 
 
-def test_a_run_without_the_worst_frames_is_asked_for_by_one_click(qtbot, frames, tmp_path, strange):
+def test_a_run_without_the_worst_frames_is_asked_for_by_one_click(qtbot, frames, tmp_path, strange, monkeypatch):
     strange("record", "recording_pipeline")
+    monkeypatch.setattr("zemosaic_gui_result._count_worst", lambda _ledger: 2)
     output = tmp_path / "out"
     output.mkdir()
     (output / "ledger.csv").write_text("", encoding="utf-8")
@@ -223,11 +228,43 @@ def test_a_run_without_the_worst_frames_is_asked_for_by_one_click(qtbot, frames,
         wait_for_the_end(qtbot, window)
         assert "drop_suggested = False" in log_of(window)
         click(qtbot, window.primary)
+        qtbot.waitUntil(window.result_page.without.isEnabled, timeout=LONG_MS)
+        assert window.result_page.without.text() == "Run again without the 2 worst"
         click(qtbot, window.result_page.without)
         assert window.step == "run"
         wait_for_the_end(qtbot, window)
         assert "drop_suggested = True" in log_of(window)
         assert "overwrite = True" in log_of(window)
+
+
+def test_without_the_worst_takes_the_frames_of_the_result_not_those_chosen_since(
+    qtbot, frames, tmp_path, strange, monkeypatch
+):
+    strange("record", "recording_pipeline")
+    monkeypatch.setattr("zemosaic_gui_result._count_worst", lambda _ledger: 1)
+    output, other = tmp_path / "out", tmp_path / "other"
+    for folder in (output, other):
+        folder.mkdir()
+    (output / "ledger.csv").write_text("", encoding="utf-8")
+    values = dict(input_dir=str(frames), output_dir=str(output), grid_mode_enabled=True)
+    with opened(qtbot, **values) as window:
+        qtbot.waitUntil(lambda: not window.survey.running, timeout=LONG_MS)
+        mine = frozenset([min(window.input.found.frames)])
+        window.input.set_excluded(mine)
+        window.go("run")
+        start(qtbot, window)
+        wait_for_the_end(qtbot, window)
+        window.go("input")
+        choose_frames(qtbot, window, other)
+        assert window.input.excluded == frozenset()
+        window.go("result")
+        qtbot.waitUntil(window.result_page.without.isEnabled, timeout=LONG_MS)
+        click(qtbot, window.result_page.without)
+        wait_for_the_end(qtbot, window)
+        assert "folders = 'frames', 'out'" in log_of(window)
+        assert "drop_suggested = True" in log_of(window)
+        assert f"excluded = {tuple(mine)!r}" in log_of(window)
+        assert window.input.input.line.text() == str(frames)
 
 
 def test_without_the_worst_replaces_no_mosaic_elsewhere_and_none_unasked(qtbot, frames, tmp_path, strange):
