@@ -36,7 +36,7 @@ from zemosaic_types import RunDied
 _TICK_MS = 500
 _STEPS = 1000
 _PHASES = (
-    *("scan", "headers", "solve", "canvas", "measure", "refine", "flat", "match"),
+    *("headers", "solve", "align", "canvas", "measure", "refine", "flat", "match"),
     *("group", "stack", "coadd", "add", "assemble"),
 )
 _LINES_AT_MOST = 3  # of a reason, in the status; the log has it all

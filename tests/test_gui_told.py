@@ -12,6 +12,7 @@ pytest.importorskip("pyqtgraph")
 from PySide6.QtCore import QEvent, Qt
 from PySide6.QtWidgets import QApplication
 
+import zemosaic_gui_run
 from grid_mode import GridSettings
 from pictures import canvas_of, frames_on, nothing_left, settle
 from programs import answering, choose_frames, click, opened
@@ -29,6 +30,7 @@ from zemosaic_events import (
     TileFailed,
     describe,
 )
+from zemosaic_gui_eta import _CLASSIC_SHARES, _SAME
 from zemosaic_gui_frames import FramesTable
 from zemosaic_gui_input import Found, FrameCard, Summary
 from zemosaic_gui_log import LogView, Problems
@@ -43,6 +45,7 @@ from zemosaic_synthetic import small_spec
 from zemosaic_types import FrameError, LeftOut, OutputError, PlanError
 
 EMPTY = "the file is empty"
+ROOT = Path(__file__).resolve().parents[1]
 VIDE = "le fichier est vide"
 
 
@@ -231,6 +234,14 @@ def test_what_a_run_does_and_did_follows_the_language_in_its_midst_and_behind_it
     assert page.eta_note.text().startswith("It took")
     assert page.facts.text() == "12 frames"
     page.shutdown()
+
+
+def test_every_phase_that_a_run_tells_of_has_words_and_a_share_of_the_time():
+    source = "".join(path.read_text(encoding="utf-8") for path in ROOT.glob("*.py"))
+    phases = set(re.findall(r"""(?:\.(?:progress|share)\(|\bphase=)"(\w+)\"""", source))
+    assert {"headers", "align", "stack", "coadd"} < phases
+    assert phases == set(zemosaic_gui_run._PHASES)
+    assert {_SAME.get(phase, phase) for phase in phases} == set(_CLASSIC_SHARES)
 
 
 @pytest.fixture
