@@ -110,6 +110,7 @@ class ResultPage(FollowsLanguage, QWidget):
     def open_mosaic(self, path: Path) -> None:
         """Show a mosaic of an earlier run."""
         self.result = None
+        self.tabs.setCurrentWidget(self.viewer)
         self._open(path)
 
     def _open(self, path: Path) -> None:

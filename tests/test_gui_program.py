@@ -11,6 +11,7 @@ from PySide6.QtCore import QMimeData, QPointF, Qt, QUrl
 from PySide6.QtGui import QDragEnterEvent, QDropEvent
 from PySide6.QtWidgets import QComboBox, QDoubleSpinBox, QSpinBox
 
+import zemosaic_gui_qt
 import zemosaic_worker
 from programs import LONG_MS, answering, children, choose_frames, chosen, click, opened, typed
 from surveys import survey_in
@@ -560,3 +561,25 @@ def test_without_qt_the_program_says_how_to_install_it():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, env=os.environ)
     assert done.returncode == 1
     assert 'pip install "zemosaic[gui]"' in done.stderr
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere there is always a display")
+def test_without_a_display_the_program_says_so():
+    unset = ("DISPLAY", "WAYLAND_DISPLAY", "QT_QPA_PLATFORM")
+    env = {name: value for name, value in os.environ.items() if name not in unset}
+    code = "import sys, zemosaic_cli; sys.exit(zemosaic_cli.main(['gui']))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, env=env)
+    assert done.returncode == 1
+    assert "needs a display" in done.stderr
+
+
+def test_a_library_that_qt_lacks_is_named(monkeypatch, tmp_path):
+    for name in ("WAYLAND_DISPLAY", "QT_QPA_PLATFORM"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("DISPLAY", ":0")
+    zemosaic_gui_qt._check_display(tmp_path)  # of a Qt that keeps its plugins elsewhere
+    (tmp_path / "platforms").mkdir()
+    (tmp_path / "platforms" / "libqxcb.so").write_bytes(b"no library")
+    with pytest.raises(zemosaic_gui_qt.DesktopMissing, match="libxcb-cursor0") as told:
+        zemosaic_gui_qt._check_display(tmp_path)
+    assert "libqxcb.so" in str(told.value)
