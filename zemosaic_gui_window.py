@@ -23,7 +23,7 @@ from PySide6.QtWidgets import (
     QWidget,
 )
 
-from zemosaic_config import config_path
+from zemosaic_config import GPU_KEYS, config_path
 from zemosaic_events import FinishReason, RunFinished
 from zemosaic_gui_controller import Job, was_cancelled
 from zemosaic_gui_input import InputPage
@@ -52,6 +52,7 @@ _SURVEY_KEYS = {
     "cluster_orientation_split_deg",
     "cluster_panel_threshold",
     "cluster_target_groups",
+    "force_resolve_existing_wcs",
     "grid_mode_enabled",
     "grid_size_factor",
     "grid_overlap_px",
@@ -61,6 +62,7 @@ _SURVEY_KEYS = {
     "solve_missing_wcs",
     "solver_method",
     "output_dir",
+    *GPU_KEYS,
 }
 
 

@@ -15,9 +15,11 @@ import zemosaic_gui_qt
 import zemosaic_worker
 from programs import LONG_MS, answering, children, choose_frames, chosen, click, opened, typed
 from surveys import survey_in
-from zemosaic_config import OPTIONS
+from zemosaic_config import GPU_KEYS, OPTIONS, resolve
 from zemosaic_gui_grid_group import GRID_KEYS, all_keys
 from zemosaic_gui_parts import TileState
+from zemosaic_gui_window import _SURVEY_KEYS
+from zemosaic_survey import SurveySettings
 from zemosaic_synthetic import small_spec
 from zemosaic_types import OutputError
 from zemosaic_worker import Pipeline
@@ -159,6 +161,20 @@ def test_what_a_run_will_make_follows_the_tick_at_grid_mode(qtbot, frames, tmp_p
         qtbot.waitUntil(lambda: not window.survey.running, timeout=LONG_MS)
         assert window.input.found.done.pipeline == "grid"
         assert "master" not in window.input.summary.values["tiles"].text()
+
+
+def test_an_option_that_a_survey_asks_for_makes_it_anew():
+    asked = set()
+
+    class Asked(dict):
+        def __getitem__(self, key):
+            asked.add(key)
+            return super().__getitem__(key)
+
+    SurveySettings.from_config(Asked(resolve({}, {}).as_dict()))
+    of_the_solver = {"astap_max_instances", "astap_search_radius_deg", "solve_retry_failed"}
+    of_the_solver |= {"solve_timeout_s", "solver_downsample"}  # a survey does not solve
+    assert asked - of_the_solver == _SURVEY_KEYS - {"output_dir", *GPU_KEYS[1:]}
 
 
 def test_a_mosaic_of_the_other_pipeline_is_not_asked_about(qtbot, frames, tmp_path, strange):
