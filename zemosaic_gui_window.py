@@ -253,7 +253,8 @@ class MainWindow(FollowsLanguage, QMainWindow):
         self._stale_result = True
         self.input.begin()
         output = self.settings.value("output_dir") or folder
-        request = RunRequest("survey", Path(folder), Path(output), self.settings.config())
+        excluded = tuple(sorted(self.input.excluded))
+        request = RunRequest("survey", Path(folder), Path(output), self.settings.config(), excluded=excluded)
         if trouble := self._start(self.survey, request):
             self.input.end(trouble)
             self._show_state()
@@ -285,7 +286,7 @@ class MainWindow(FollowsLanguage, QMainWindow):
             self._show_state()
 
     def _on_excluded(self, frame_ids: frozenset[str]) -> None:
-        self._stale_result = True
+        self._stale_survey = self._stale_result = True  # the mosaic may be smaller
         self.result_page.set_excluded(frame_ids)
         self._show_state()
 

@@ -35,6 +35,7 @@ from zemosaic_events import (
 from zemosaic_fits_io import frame_wcs
 from zemosaic_fits_products import free_bytes
 from zemosaic_groups import GROUPS_NAME, GroupPlan, GroupSettings, canvas_of_group, find_groups, read_groups
+from zemosaic_ledger import EXCLUDED
 from zemosaic_match import drop_misfits, extent_px
 from zemosaic_outputs import ProductPaths
 from zemosaic_passes import unwanted_frames
@@ -208,7 +209,8 @@ class _Survey:
     def _load(self, rows: list[PlanRow], drop: Mapping[str, str]) -> list[FrameRecord]:
         """Read the headers batch by batch and tell of each; return the usable frames in frame order.
 
-        A frame that the user wants left out is read too, so that its place can be shown.
+        A frame that is left out is read too, so that its place can be shown. One that the user excludes is told as
+        it is: who asked knows of the wish, and may take it back.
         """
         progress = self._progress("headers")
         records: list[FrameRecord] = []
@@ -218,8 +220,9 @@ class _Survey:
                 batch, self.folder, keep_unplaced=self.settings.solve is not None, cancel=self.cancel
             )
             wanted = [record for record in found if record.frame_id not in drop]
-            self._tell(self._told(record) for record in wanted)
-            self._tell(self._told(r, reason=drop[r.frame_id], usable=False) for r in found if r.frame_id in drop)
+            out = {name: reason for name, reason in drop.items() if reason != EXCLUDED}
+            self._tell(self._told(record) for record in found if record.frame_id not in out)
+            self._tell(self._told(r, reason=out[r.frame_id], usable=False) for r in found if r.frame_id in out)
             self._tell(self._unread(item) for item in unusable)
             records += wanted
             progress(min(start + _BATCH, len(rows)), len(rows))

@@ -363,6 +363,24 @@ def test_a_frame_that_is_left_out_in_the_table_is_left_out_of_the_run(qtbot, fra
         assert f"excluded = ({first!r},)" in log_of(window)
 
 
+def test_what_a_run_will_make_and_cost_does_not_count_what_is_left_out(qtbot, frames, tmp_path):
+    values = dict(input_dir=str(frames), output_dir=str(tmp_path / "out"), grid_mode_enabled=True)
+    with opened(qtbot, **values) as window:
+        qtbot.waitUntil(lambda: not window.survey.running, timeout=LONG_MS)
+        whole, page = window.input.found.done, window.input
+        panel = frozenset(name for name in page.found.frames if name.startswith("Light_01"))
+        page.set_excluded(panel)
+        window.go("run")
+        qtbot.waitUntil(lambda: not window.survey.running, timeout=LONG_MS)
+        assert page.found.done.shape[1] < whole.shape[1]
+        assert window.run_page.facts.text().startswith(f"{whole.n_frames - len(panel)} frames")
+        page.set_excluded(frozenset())
+        window.go("input")
+        qtbot.waitUntil(lambda: not window.survey.running, timeout=LONG_MS)
+        assert page.found.done.shape == whole.shape
+        assert page.summary.values["frames"].text() == f"{whole.n_frames} frames"
+
+
 def test_the_number_that_automatic_stands_for_is_shown(qtbot):
     with opened(qtbot) as window:
         window.go("mosaic")
@@ -532,6 +550,7 @@ def test_a_run_of_nothing_is_not_offered(qtbot, frames, tmp_path):
         assert window.primary.isEnabled()
         window.input.set_excluded(frozenset(window.input.found.frames))
         window.go("run")
+        qtbot.waitUntil(lambda: not window.survey.running, timeout=LONG_MS)
         assert window.run_page.detail.text().startswith("None of the frames can be used")
         assert not window.primary.isEnabled()
 
