@@ -61,9 +61,9 @@ def sentences_of(code: str) -> dict[str, str]:
 
 
 def languages() -> dict[str, str]:
-    """Return the name of each language, in itself, by its code; sorted by code."""
+    """Return the name of each language, in itself, by its code; sorted by code. One without a text is none."""
     codes = sorted({path.stem for folder in _folders() if folder.is_dir() for path in folder.glob("*.json")})
-    return {code: texts_of(code).get("language.name", code) for code in codes}
+    return {code: texts.get("language.name", code) for code in codes if (texts := texts_of(code))}
 
 
 class _Current:

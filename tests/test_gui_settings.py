@@ -341,6 +341,14 @@ def test_a_language_can_be_dropped_in_and_says_the_rest_in_english():
     assert tr("do.start") == "Start"
 
 
+def test_a_language_file_that_cannot_be_read_is_not_offered(caplog):
+    folder = config_path().parent / "languages"
+    folder.mkdir(parents=True)
+    (folder / "de.json").write_text("{broken", encoding="utf-8")
+    assert list(languages()) == ["en", "fr"]
+    assert "de.json cannot be used" in caplog.text
+
+
 def test_a_slip_of_a_translator_costs_one_text(monkeypatch):
     monkeypatch.setitem(zemosaic_gui_text._current.texts, "run.of", "{don} de {total}")
     monkeypatch.setattr(zemosaic_gui_text._current, "english", texts_of("en"))
