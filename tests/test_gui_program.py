@@ -551,7 +551,7 @@ def test_a_run_of_nothing_is_not_offered(qtbot, frames, tmp_path):
         window.input.set_excluded(frozenset(window.input.found.frames))
         window.go("run")
         qtbot.waitUntil(lambda: not window.survey.running, timeout=LONG_MS)
-        assert window.run_page.detail.text().startswith("None of the frames can be used")
+        assert window.run_page.detail.text().startswith("No frame is left")
         assert not window.primary.isEnabled()
 
 
