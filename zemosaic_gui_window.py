@@ -330,7 +330,7 @@ class MainWindow(FollowsLanguage, QMainWindow):
         self.run_page.show_frames(found.frames.values(), tiles, excluded)
         facts = partial(
             _facts,
-            len(found.usable(excluded)),
+            len(found.usable(excluded)) if found.done else None,
             "" if trouble else self._choose()[0],
             found.done.wall_s if found.done and found.done.shape[0] else None,
             self.settings.value("output_dir"),
@@ -503,9 +503,9 @@ class MainWindow(FollowsLanguage, QMainWindow):
         event.accept()
 
 
-def _facts(n_frames: int, pipeline: str, wall_s: tuple[float, float] | None, output: str) -> str:
-    """Return what a run would do, in the language in use."""
-    facts = [tr("found.frames", n=n_frames)]
+def _facts(n_frames: int | None, pipeline: str, wall_s: tuple[float, float] | None, output: str) -> str:
+    """Return what a run would do, in the language in use; without what a survey has not found out yet."""
+    facts = [] if n_frames is None else [tr("found.frames", n=n_frames)]
     if pipeline:
         facts.append(tr(f"pipeline.{pipeline}"))
     if wall_s is not None:

@@ -315,6 +315,7 @@ def test_a_survey_that_a_run_has_ended_is_taken_up_again(qtbot, frames, tmp_path
         assert window.survey.running
         window.go("run")
         window.start()
+        assert window.run_page.facts.text() == f"Grid mode  ·  {tmp_path / 'out'}"  # no number that is none
         wait_for_the_end(qtbot, window)
         qtbot.waitUntil(lambda: not window.survey.running, timeout=LONG_MS)
         window.go("input")
