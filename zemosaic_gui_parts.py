@@ -6,12 +6,13 @@ import enum
 from collections.abc import Callable
 
 from PySide6.QtCore import QObject, QRectF, Qt, QTimer, QUrl
-from PySide6.QtGui import QDesktopServices, QKeyEvent
-from PySide6.QtWidgets import QFrame, QLabel, QPushButton, QScrollArea, QVBoxLayout, QWidget
+from PySide6.QtGui import QDesktopServices, QFontMetricsF, QKeyEvent
+from PySide6.QtWidgets import QApplication, QFrame, QLabel, QPushButton, QScrollArea, QVBoxLayout, QWidget
 
 from zemosaic_gui_text import tr
 
 GAP = 16
+_LETTERS_PX = 15  # height of a line in the font for which widths are given here
 PROGRESS_MS = 60  # between two pictures of a progress: a bar that is set paints its window at once
 
 _STEP = 0.1  # of what is in view, for a key that moves
@@ -75,14 +76,36 @@ def label(name: str = "", *, wrap: bool = False) -> QLabel:
     return made
 
 
-def scroll_area(inside: QWidget, width: int | None = None) -> QScrollArea:
-    """Return an area that scrolls a widget up and down; of a fixed width, in pixels, if one is given."""
-    area = QScrollArea(widgetResizable=True)
-    area.setHorizontalScrollBarPolicy(Qt.ScrollBarPolicy.ScrollBarAlwaysOff)
-    if width is not None:
-        area.setFixedWidth(width)
-    area.setWidget(inside)
-    return area
+def sized(px: int) -> int:
+    """Return a length that holds as many letters where the system's font is larger."""
+    return max(px, round(px * QFontMetricsF(QApplication.font()).height() / _LETTERS_PX))
+
+
+class ScrollArea(QScrollArea):
+    """Scrolls a widget up and down; the tab key stops at it where keys are needed for that.
+
+    Parameters
+    ----------
+    inside : QWidget
+    width : int, optional
+        A fixed width, in pixels; for `sized`.
+    stops : bool
+        Whether the tab key may stop at it: not where it stops at every line inside.
+    """
+
+    def __init__(self, inside: QWidget, width: int | None = None, *, stops: bool = True) -> None:
+        super().__init__(widgetResizable=True)
+        self.setHorizontalScrollBarPolicy(Qt.ScrollBarPolicy.ScrollBarAlwaysOff)
+        self.setFocusPolicy(Qt.FocusPolicy.NoFocus)
+        if width is not None:
+            self.setFixedWidth(sized(width))
+        self.setWidget(inside)
+        if stops:
+            self.verticalScrollBar().rangeChanged.connect(self._allow_focus)
+
+    def _allow_focus(self, low: int, high: int) -> None:
+        policies = Qt.FocusPolicy
+        self.setFocusPolicy(policies.StrongFocus if high > low else policies.NoFocus)
 
 
 def move_by_key(event: QKeyEvent, view: object) -> bool:
@@ -102,6 +125,11 @@ def move_by_key(event: QKeyEvent, view: object) -> bool:
     else:
         return False
     return True
+
+
+def is_for_all(event: QKeyEvent) -> bool:
+    """Whether a key asks for everything to be shown: Home, or 0."""
+    return event.key() in (Qt.Key.Key_Home, Qt.Key.Key_0)
 
 
 def make_primary(button: QPushButton, primary: bool = True) -> None:

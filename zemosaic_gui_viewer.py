@@ -27,7 +27,7 @@ from PySide6.QtWidgets import (
 from zemosaic_events import CancelToken
 from zemosaic_gui_background import Background
 from zemosaic_gui_legend import Ramp
-from zemosaic_gui_parts import Later, move_by_key
+from zemosaic_gui_parts import Later, is_for_all, move_by_key
 from zemosaic_gui_pyramid import (
     MODES,
     ImageInfo,
@@ -84,7 +84,7 @@ def _load(path: Path, cancel: CancelToken) -> _Layer:
 class MosaicViewer(FollowsLook, QWidget):
     """Shows a mosaic of any size.
 
-    The wheel zooms, dragging moves; with the keyboard: arrows, plus, minus, Home for all, 1 for one to one.
+    The wheel zooms, dragging moves; with the keyboard: arrows, plus, minus, Home or 0 for all, 1 for one to one.
     `opened` has the path when the picture is there, `failed` says why it is not.
     """
 
@@ -181,6 +181,8 @@ class MosaicViewer(FollowsLook, QWidget):
         self._one_button.setText(tr("viewer.one_to_one"))
         self._reset_button.setText(tr("viewer.reset"))
         self._coverage_box.setText(tr("viewer.coverage"))
+        self._channel.setAccessibleName(tr("viewer.channel"))
+        self._mode.setAccessibleName(tr("viewer.mode"))
         for k in range(self._channel.count()):
             self._channel.setItemText(k, tr(f"viewer.channel.{('rgb', 'red', 'green', 'blue')[k]}"))
         for k, mode in enumerate(MODES):
@@ -431,7 +433,7 @@ class MosaicViewer(FollowsLook, QWidget):
     def _on_key(self, event: QKeyEvent) -> bool:
         if move_by_key(event, self._view):
             return True
-        if event.key() == Qt.Key.Key_Home:
+        if is_for_all(event):
             self.fit()
         elif event.key() == Qt.Key.Key_1:
             self.one_to_one()

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from PySide6.QtCore import QEvent, QLocale, QSettings, Qt, QTimer
-from PySide6.QtGui import QActionGroup, QKeySequence, QShortcut
+from PySide6.QtGui import QActionGroup, QKeyEvent, QKeySequence, QShortcut
 from PySide6.QtWidgets import (
     QApplication,
     QButtonGroup,
@@ -79,6 +79,7 @@ class MainWindow(FollowsLanguage, QMainWindow):
         self.survey, self.run = Job(self), Job(self)
         self._stale_survey = self._survey_again = self._stale_result = False
         self._drop_suggested = self._leaving = False
+        self._waiting: QWidget | None = None  # has the keyboard's focus until there is a button for it
         self.input, self.run_page, self.result_page = InputPage(settings), RunPage(), ResultPage()
         self.mosaic = MosaicPage(settings, classic="classic" in PIPELINES)
         self.pages = dict(zip(STEPS, (self.input, self.mosaic, self.run_page, self.result_page), strict=True))
@@ -117,6 +118,7 @@ class MainWindow(FollowsLanguage, QMainWindow):
             step = self.steps[name] = QToolButton(checkable=True)
             step.setObjectName("step")
             step.setFocusPolicy(Qt.FocusPolicy.TabFocus)
+            step.setToolTip(QKeySequence(f"Ctrl+{k}").toString(QKeySequence.SequenceFormat.NativeText))
             step.clicked.connect(lambda _, name=name: self.go(name))
             QShortcut(QKeySequence(f"Ctrl+{k}"), self, lambda name=name: self.go(name))
             group.addButton(step)
@@ -211,9 +213,7 @@ class MainWindow(FollowsLanguage, QMainWindow):
         """Name and enable the buttons as things are."""
         running, step = self.run.running, self.step
         self.back.setVisible(step != "input")
-        self.cancel.setVisible(step == "run" and (running or self._has_result()))
         self.cancel.setText(tr("do.cancel" if running else "do.again"))
-        self.primary.setVisible(not (step == "run" and running))
         name = {"input": "do.next", "mosaic": "do.next", "run": "do.start", "result": "do.folder"}[step]
         if step == "input" and not self.settings.value("input_dir"):
             name = "do.choose"
@@ -222,8 +222,23 @@ class MainWindow(FollowsLanguage, QMainWindow):
         elif step == "run" and self._needs_grid():
             name = "do.grid"
         self.primary.setText(tr(name))
-        self.primary.setEnabled(self._can_lead_on())
+        at_run = step == "run"
+        self._offer(primary=not (at_run and running), cancel=at_run and (running or self._has_result()))
         self.hint.setText(tr(f"hint.{step}") if not running else tr("hint.running"))
+
+    def _offer(self, *, primary: bool, cancel: bool) -> None:
+        """Show these buttons. While the keyboard's focus cannot stay on one, it waits at the tabs of the page."""
+        usable = primary and self._can_lead_on()
+        if (self.primary.hasFocus() and not usable) or (self.cancel.hasFocus() and not cancel):
+            self._waiting = self.pages[self.step].tabs.tabBar()
+            self._waiting.setFocus()
+        self.primary.setVisible(primary)
+        self.primary.setEnabled(usable)
+        self.cancel.setVisible(cancel)
+        if usable and self._waiting is not None:
+            if self._waiting.hasFocus():
+                self.primary.setFocus()
+            self._waiting = None
 
     def _can_lead_on(self) -> bool:
         if self.step == "input":
@@ -467,6 +482,15 @@ class MainWindow(FollowsLanguage, QMainWindow):
         """Begin at the button that leads on."""
         super().showEvent(event)
         QTimer.singleShot(0, self.primary.setFocus)  # after Qt has chosen the first of all
+
+    def keyPressEvent(self, event: QKeyEvent) -> None:
+        """Let Enter press a button, as the space bar does; Qt knows that for dialogs only."""
+        button = self.focusWidget()
+        enter = event.key() in (Qt.Key.Key_Return, Qt.Key.Key_Enter) and not event.isAutoRepeat()
+        if enter and isinstance(button, QPushButton | QToolButton):
+            button.click()
+        else:
+            super().keyPressEvent(event)
 
     # ---- the end -----------------------------------------------------------------------------------------
 
