@@ -5,9 +5,19 @@ from __future__ import annotations
 import enum
 from collections.abc import Callable
 
-from PySide6.QtCore import QObject, QRectF, Qt, QTimer, QUrl
+from PySide6.QtCore import QEvent, QObject, QRectF, QSize, Qt, QTimer, QUrl
 from PySide6.QtGui import QDesktopServices, QFontMetricsF, QKeyEvent
-from PySide6.QtWidgets import QApplication, QFrame, QLabel, QPushButton, QScrollArea, QVBoxLayout, QWidget
+from PySide6.QtWidgets import (
+    QApplication,
+    QBoxLayout,
+    QFrame,
+    QHBoxLayout,
+    QLabel,
+    QPushButton,
+    QScrollArea,
+    QVBoxLayout,
+    QWidget,
+)
 
 from zemosaic_gui_text import tr
 
@@ -69,6 +79,70 @@ class Card(QFrame):
             self.column.addWidget(widget)
 
 
+class FoldingRow(QWidget):
+    """Rows of widgets beside each other; where that is too wide, below each other.
+
+    Parameters
+    ----------
+    rows : QHBoxLayout
+    wide : int
+        The place of the row that has the room to spare.
+    spacing : int
+        Between them, in pixels.
+    """
+
+    def __init__(self, *rows: QHBoxLayout, wide: int, spacing: int = 8) -> None:
+        super().__init__()
+        self._rows = rows
+        self._box = QBoxLayout(QBoxLayout.Direction.LeftToRight, self)
+        self._box.setContentsMargins(0, 0, 0, 0)
+        self._box.setSpacing(spacing)
+        for k, row in enumerate(rows):
+            self._box.addLayout(row, k == wide)
+
+    def minimumSizeHint(self) -> QSize:
+        """Ask for the width of the widest row."""
+        widest = max(row.minimumSize().width() for row in self._rows)
+        return QSize(widest, self._box.minimumSize().height())
+
+    def resizeEvent(self, event: QEvent) -> None:
+        """Fold or unfold."""
+        super().resizeEvent(event)
+        self._fold()
+
+    def event(self, event: QEvent) -> bool:
+        """Fold or unfold when what is in the rows changes."""
+        done = super().event(event)
+        if event.type() == QEvent.Type.LayoutRequest:
+            self._fold()
+        return done
+
+    def _fold(self) -> None:
+        wanted = sum(row.minimumSize().width() for row in self._rows) + self._box.spacing() * (len(self._rows) - 1)
+        directions = QBoxLayout.Direction
+        self._box.setDirection(directions.LeftToRight if wanted <= self.width() else directions.TopToBottom)
+
+
+class FocusRing(QFrame):
+    """Shows that a picture has the keyboard's focus; a border of its own would take room from what it draws."""
+
+    def __init__(self, picture: QWidget) -> None:
+        super().__init__(picture)
+        self.setObjectName("ring")
+        self.setAttribute(Qt.WidgetAttribute.WA_TransparentForMouseEvents)
+        self.hide()
+        picture.installEventFilter(self)
+
+    def eventFilter(self, picture: QWidget, event: QEvent) -> bool:
+        """Follow the picture."""
+        if event.type() == QEvent.Type.Resize:
+            self.resize(picture.size())
+        elif event.type() in (QEvent.Type.FocusIn, QEvent.Type.FocusOut):
+            self.setVisible(event.gotFocus())
+            self.raise_()
+        return super().eventFilter(picture, event)
+
+
 def label(name: str = "", *, wrap: bool = False) -> QLabel:
     """Return an empty label in one of the styles of `zemosaic_gui_theme`."""
     made = QLabel(wordWrap=wrap)
@@ -102,6 +176,12 @@ class ScrollArea(QScrollArea):
         self.setWidget(inside)
         if stops:
             self.verticalScrollBar().rangeChanged.connect(self._allow_focus)
+
+    def minimumSizeHint(self) -> QSize:
+        """Ask for the width that the widget inside needs; it is scrolled up and down only."""
+        hint = super().minimumSizeHint()
+        needed = self.widget().minimumSizeHint().width() + self.verticalScrollBar().sizeHint().width()
+        return QSize(max(hint.width(), needed), hint.height())
 
     def _allow_focus(self, low: int, high: int) -> None:
         policies = Qt.FocusPolicy

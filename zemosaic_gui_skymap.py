@@ -19,7 +19,7 @@ from PySide6.QtWidgets import QGraphicsPathItem, QHBoxLayout, QLabel, QToolTip, 
 from zemosaic_events import PlannedTile, SurveyFrame
 from zemosaic_gui_background import Background
 from zemosaic_gui_legend import Ramp, Swatch
-from zemosaic_gui_parts import Later, TileState, is_for_all, move_by_key, sized
+from zemosaic_gui_parts import FocusRing, FoldingRow, Later, TileState, is_for_all, move_by_key, sized
 from zemosaic_gui_sentences import told
 from zemosaic_gui_sky import SkyGrid, TangentPlane, covering, dec_text, depth_image, middle_of, ra_text, sky_grid
 from zemosaic_gui_text import tr
@@ -192,26 +192,29 @@ class SkyMap(FollowsLook, QWidget):
         self._plot.scene().sigMouseClicked.connect(self._on_click)
         self._plot.scene().sigMouseMoved.connect(self._on_hover)
         self._plot.installEventFilter(self)
+        FocusRing(self._plot)
         column = QVBoxLayout(self)
         column.setContentsMargins(0, 0, 0, 0)
         column.addWidget(self._plot, 1)
-        column.addLayout(self._legend())
+        column.addWidget(self._legend())
 
-    def _legend(self) -> QHBoxLayout:
-        row = QHBoxLayout()
-        row.setContentsMargins(8, 2, 8, 4)
-        row.setSpacing(14)
+    def _legend(self) -> FoldingRow:
+        depth, states = QHBoxLayout(), QHBoxLayout()
+        for row in (depth, states):
+            row.setContentsMargins(8, 2, 8, 4)
+            row.setSpacing(14)
         self._ramp_label = QLabel()
         self._ramp = Ramp(pg.colormap.get(_COLOUR_MAP).getLookupTable(0.15, 1.0, 64))
         self._canvas_swatch = Swatch(_CANVAS_COLOUR, Qt.BrushStyle.NoBrush, dashed=True)
         self._out_swatch = Swatch(_OUT_COLOUR, Qt.BrushStyle.NoBrush, dashed=True)
         self._swatches = {state: Swatch(*_TILE_COLOURS[state]) for state in TileState}
         for widget in (self._ramp_label, self._ramp, self._canvas_swatch, self._out_swatch):
-            row.addWidget(widget)
-        row.addStretch(1)
+            depth.addWidget(widget)
+        depth.addStretch(1)
         for swatch in self._swatches.values():
-            row.addWidget(swatch)
-        return row
+            states.addWidget(swatch)
+        states.addStretch(0)
+        return FoldingRow(depth, states, wide=0, spacing=0)
 
     def _paint_theme(self) -> None:
         palette = self.palette()
@@ -451,7 +454,9 @@ class SkyMap(FollowsLook, QWidget):
 
 def _screen_pen(ratio: float, colour: QColor, width: float, style: Qt.PenStyle = Qt.PenStyle.SolidLine) -> QPen:
     pen = QPen(colour, width * ratio, style)
-    pen.setCosmetic(True)  # in pixels of the screen, whatever the zoom; a fine one has `ratio` of them in place of one
+    pen.setCosmetic(
+        True
+    )  # in pixels of the screen, whatever the zoom; a fine one has `ratio` of them in place of one
     return pen
 
 

@@ -96,8 +96,7 @@ QLineEdit { padding: 4px 8px; border: 1px solid %(line)s; border-radius: 6px; ba
 QLineEdit:focus { padding: 3px 7px; border: 2px solid %(accent)s; }
 QPlainTextEdit, QTableView { border: 1px solid %(line)s; border-radius: 6px; padding: 1px; }
 QPlainTextEdit:focus, QTableView:focus { border: 2px solid %(accent)s; padding: 0; }
-QGraphicsView { border: 2px solid transparent; }
-QGraphicsView:focus { border: 2px solid %(accent)s; }
+QFrame#ring { border: 2px solid %(accent)s; background: transparent; }
 QHeaderView::section { padding: 5px 8px; border: none; border-bottom: 1px solid %(line)s; background: %(raised)s; }
 QScrollBar:vertical { background: transparent; width: 10px; margin: 0; }
 QScrollBar:horizontal { background: transparent; height: 10px; margin: 0; }

@@ -117,7 +117,6 @@ class MainWindow(FollowsLanguage, QMainWindow):
         for k, name in enumerate(STEPS, start=1):
             step = self.steps[name] = QToolButton(checkable=True)
             step.setObjectName("step")
-            step.setFocusPolicy(Qt.FocusPolicy.TabFocus)
             step.setToolTip(QKeySequence(f"Ctrl+{k}").toString(QKeySequence.SequenceFormat.NativeText))
             step.clicked.connect(lambda _, name=name: self.go(name))
             QShortcut(QKeySequence(f"Ctrl+{k}"), self, lambda name=name: self.go(name))
@@ -181,6 +180,8 @@ class MainWindow(FollowsLanguage, QMainWindow):
         """Go to a step."""
         self.stack.setCurrentWidget(self.pages[name])
         self.steps[name].setChecked(True)
+        for other, step in self.steps.items():  # of them the tab key stops at this one; arrows go to the others
+            step.setFocusPolicy(Qt.FocusPolicy.TabFocus if other == name else Qt.FocusPolicy.NoFocus)
         if name in ("input", "run") and self._stale_survey and not self.run.running:
             self.look()
         if name == "run" and not self.run.running:
