@@ -228,7 +228,7 @@ class OptionRow(FollowsLanguage, QWidget):
         super().__init__()
         self.option = find_option(key)
         self._settings = settings
-        self._label, self._help = QLabel(), QLabel(wordWrap=True)
+        self._label, self._help = QLabel(wordWrap=True), QLabel(wordWrap=True)
         self._help.setObjectName("faint")
         self._help.setVisible(not brief)
         self._back = QToolButton(text="↺")

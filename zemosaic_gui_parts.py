@@ -183,6 +183,12 @@ class ScrollArea(QScrollArea):
         needed = self.widget().minimumSizeHint().width() + self.verticalScrollBar().sizeHint().width()
         return QSize(max(hint.width(), needed), hint.height())
 
+    def eventFilter(self, watched: QObject, event: QEvent) -> bool:
+        """Hear of the widget inside that it needs another width."""
+        if watched is self.widget() and event.type() == QEvent.Type.LayoutRequest:
+            self.updateGeometry()
+        return super().eventFilter(watched, event)
+
     def _allow_focus(self, low: int, high: int) -> None:
         policies = Qt.FocusPolicy
         self.setFocusPolicy(policies.StrongFocus if high > low else policies.NoFocus)

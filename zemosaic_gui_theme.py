@@ -75,6 +75,7 @@ QPushButton[primary="true"]:disabled { background: %(hover)s; color: %(faint)s; 
 QToolButton { padding: 5px 8px; border: 1px solid transparent; border-radius: 6px; background: transparent; }
 QToolButton#step { padding: 9px 18px; font-size: %(heading_pt)spt; color: %(faint)s; border-radius: 8px; }
 QToolButton#step:checked { color: %(accent)s; background: %(hover)s; font-weight: 600; }
+QPushButton, QToolButton, QCheckBox { outline: none; }
 QToolButton#step:focus { border: 2px solid %(accent)s; padding: 8px 17px; }
 QCheckBox::indicator {
     width: 16px; height: 16px; border: 1px solid %(edge)s; border-radius: 4px; background: %(base)s;
@@ -86,9 +87,9 @@ QCheckBox::indicator:checked {
 QCheckBox::indicator:focus { border: 2px solid %(accent)s; width: 14px; height: 14px; }
 QCheckBox::indicator:checked:focus { border: 2px solid %(text)s; }
 QToolButton::menu-indicator { image: none; }
-QPushButton#preset { text-align: left; padding: 10px 14px; }
-QPushButton#preset:checked { border: 2px solid %(accent)s; padding: 9px 13px; background: %(hover)s; }
-QPushButton#preset:focus { border: 2px solid %(text)s; padding: 9px 13px; }
+QPushButton#preset { text-align: left; padding: 10px 8px; }
+QPushButton#preset:checked { border: 2px solid %(accent)s; padding: 9px 7px; background: %(hover)s; }
+QPushButton#preset:focus { border: 2px solid %(text)s; padding: 9px 7px; }
 QPushButton#drop { background: %(raised)s; border: 2px dashed %(line)s; border-radius: 14px; padding: 0; }
 QPushButton#drop:focus { border-color: %(accent)s; padding: 0; }
 QPushButton#drop[over="true"] { border-color: %(accent)s; background: %(hover)s; }
@@ -106,6 +107,8 @@ QScrollBar::add-line, QScrollBar::sub-line { width: 0; height: 0; }
 QScrollBar::add-page, QScrollBar::sub-page { background: transparent; }
 QScrollArea, QScrollArea > QWidget > QWidget { background: transparent; border: none; }
 QScrollArea:focus { border: 2px solid %(accent)s; border-radius: 6px; }
+QSlider { border: 1px solid transparent; border-radius: 4px; }
+QSlider:focus { border: 1px solid %(accent)s; }
 QProgressBar { border: none; border-radius: 5px; background: %(hover)s; max-height: 10px; min-height: 10px; }
 QProgressBar::chunk { border-radius: 5px; background: %(accent)s; }
 QTabWidget::pane { border: 1px solid %(line)s; border-radius: 8px; background: %(raised)s; top: -1px; }
