@@ -195,6 +195,13 @@ class WorkerDied(RuntimeError):
     """The process that worked on a task died (killed, out of memory, or a crash in a library)."""
 
 
+def _all_of(task: tuple[int, Callable[[Any], Any], Sequence[Any]]) -> list[Any]:
+    """Do some tasks of `TaskPool.map` in a worker."""
+    _, function, tasks = task
+    check_cancelled()
+    return [function(item) for item in tasks]
+
+
 class TaskPool:
     """Fresh worker processes for the tasks of a run.
 
@@ -280,6 +287,39 @@ class TaskPool:
                     yield outcome
             if suspects:
                 self._gather_suspects(running, suspects, retry)
+
+    def map(self, function: Callable[[Any], Any], tasks: Sequence[Any], *, batch: int = 1) -> Iterator[Any]:
+        """Yield the result of every task, in the order of the tasks; of one whose workers die it is found here.
+
+        Parameters
+        ----------
+        function : callable
+            Module-level function of one task.
+        tasks : sequence
+            Small and picklable.
+        batch : int
+            So many cross the border between processes at a time.
+
+        Raises
+        ------
+        RunCancelled
+            When the run is cancelled, after the workers have stopped.
+        Exception
+            What a task raised.
+        """
+        batches = [(k, function, tasks[k : k + batch]) for k in range(0, len(tasks), batch)]
+        ready: dict[int, list[Any]] = {}
+        first = 0
+        for outcome in self.run(_all_of, batches, retry=lambda task: task):
+            if isinstance(outcome.error, WorkerDied):
+                ready[outcome.task[0]] = [function(item) for item in outcome.task[2]]
+            elif outcome.error is not None:
+                raise outcome.error
+            else:
+                ready[outcome.task[0]] = outcome.value
+            while first in ready:
+                yield from ready.pop(first)
+                first += batch
 
     def _gather_suspects(self, running: dict, suspects: deque, retry: Callable[[Any], Any]) -> None:
         """Every task in flight when the pool broke is a suspect; start a fresh pool for them."""

@@ -433,7 +433,7 @@ def _wcs(text: str, source: str) -> WCS:
     return _build_wcs(text, source if has_tables else "")
 
 
-@functools.lru_cache(maxsize=1024)
+@functools.lru_cache(maxsize=8192)  # some 10 kB each
 def _build_wcs(text: str, tables: str) -> WCS:
     with _quiet_astropy():
         cards = fits.Header.fromstring(text)

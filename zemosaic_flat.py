@@ -172,7 +172,7 @@ def stars_flat(stars: Detections, n_frames: int, shape: tuple[int, int], *, tell
     StarFlat
         Without modes if the stars tell nothing.
     """
-    light = stars.flux.sum(axis=1), np.sqrt(np.square(stars.error).sum(axis=1))
+    light = stars.light()
     colours = stars.flux.shape[1] if stars.flux.shape[1] > 1 else 0
     first = 1.0 / (1 + colours)
     white = _solve_channel(_usable(stars, *light, n_frames), n_frames, shape, part_of(tell, 0.0, first))

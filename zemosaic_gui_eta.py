@@ -8,9 +8,9 @@ from zemosaic_events import PhaseProgress
 
 #: Phases that tell their progress, in order, and their usual shares of the time.
 _SHARES = {
-    "scan": 1,
     "headers": 4,
     "solve": 10,
+    "align": 1,
     "canvas": 1,
     "measure": 28,
     "refine": 2,

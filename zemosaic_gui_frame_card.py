@@ -11,9 +11,9 @@ from PySide6.QtWidgets import QLabel, QPushButton, QSizePolicy
 
 from zemosaic_events import SurveyFrame
 from zemosaic_gui_background import Background
-from zemosaic_gui_parts import Card, date_text, label
+from zemosaic_gui_parts import Card, breakable, date_text, label
 from zemosaic_gui_sentences import told
-from zemosaic_gui_text import tr
+from zemosaic_gui_text import number_text, tr
 from zemosaic_types import FrameError
 
 _LEAST_PX = 84  # so much room has the card on a laptop's screen
@@ -105,11 +105,11 @@ class FrameCard(Card):
         self.picture.show_frame(frame.path if frame else "")
         if frame is None:
             return
-        self.name.setText(frame.frame_id)
-        exposure = "" if frame.exposure_s is None else tr("time.seconds", n=f"{frame.exposure_s:g}")
-        facts = (exposure, frame.filter, frame.instrument, date_text(frame.date))
+        self.name.setText(breakable(frame.frame_id))
+        exposure = "" if frame.exposure_s is None else tr("time.seconds", n=number_text(frame.exposure_s, "g"))
+        facts = " · ".join(filter(None, (exposure, frame.filter, frame.instrument, date_text(frame.date))))
         state = tr("frame.excluded") if out else told(frame.reason) or tr("frame.in")
-        self.text.setText(" · ".join(filter(None, facts)) + "\n" + state)
+        self.text.setText("\n".join(filter(None, (facts, state))))
         self.button.setText(tr("frame.take_in" if out else "frame.leave_out"))
         self.button.setVisible(frame.usable or out)
 

@@ -39,7 +39,7 @@ from zemosaic_events import SurveyFrame
 from zemosaic_gui_background import Background
 from zemosaic_gui_parts import Later, date_text
 from zemosaic_gui_sentences import told
-from zemosaic_gui_text import tr
+from zemosaic_gui_text import number_text, tr
 from zemosaic_gui_theme import FollowsLook
 from zemosaic_ledger import judge, read_ledger, root_mean_square
 from zemosaic_outputs import LedgerRow
@@ -84,10 +84,10 @@ class _Column:
 
 
 def _digits(form: str) -> Callable[[float], str]:
-    return lambda value: "" if math.isnan(value) else form.format(value)
+    return lambda value: "" if math.isnan(value) else number_text(value, form)
 
 
-_EXPOSURE = _Column("exposure", _digits("{:g}"), number=True)
+_EXPOSURE = _Column("exposure", _digits("g"), number=True)
 _SURVEY_COLUMNS = (
     _Column("frame"),
     _EXPOSURE,
@@ -99,15 +99,15 @@ _SURVEY_COLUMNS = (
 )
 _LEDGER_COLUMNS = (
     _Column("frame"),
-    _Column("harm", _digits("{:.2f}"), number=True),
+    _Column("harm", _digits(".2f"), number=True),
     _Column("state"),
     _Column("reason"),
-    _Column("fwhm", _digits("{:.2f}"), number=True),
-    _Column("elongation", _digits("{:.2f}"), number=True),
-    _Column("transparency", _digits("{:.0%}"), number=True),
-    _Column("noise", _digits("{:.3g}"), number=True),
-    _Column("stars", _digits("{:.0f}"), number=True),
-    _Column("rejected", _digits("{:.2%}"), number=True),
+    _Column("fwhm", _digits(".2f"), number=True),
+    _Column("elongation", _digits(".2f"), number=True),
+    _Column("transparency", _digits(".0%"), number=True),
+    _Column("noise", _digits(".3g"), number=True),
+    _Column("stars", _digits(".0f"), number=True),
+    _Column("rejected", _digits(".2%"), number=True),
     _EXPOSURE,
     _Column("filter"),
     _Column("date"),

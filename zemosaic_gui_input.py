@@ -40,7 +40,7 @@ from zemosaic_gui_parts import (
 )
 from zemosaic_gui_sentences import told
 from zemosaic_gui_settings import Settings
-from zemosaic_gui_text import tr
+from zemosaic_gui_text import number_text, tr
 from zemosaic_gui_theme import FollowsLanguage
 
 _SUMMARY_WIDTH = 330
@@ -178,7 +178,7 @@ class Summary(Card):
         if not placed:
             return
         ny, nx = done.shape
-        self._say("canvas", tr("found.canvas", nx=nx, ny=ny, scale=f"{done.scale_arcsec:.2f}"))
+        self._say("canvas", tr("found.canvas", nx=nx, ny=ny, scale=number_text(done.scale_arcsec, ".2f")))
         kind = "tiles" if done.pipeline == "grid" else "masters"
         self._say("tiles", tr(f"found.{kind}", n=len(done.tiles)))
         self._say("time", duration_range(*done.wall_s))
@@ -236,7 +236,7 @@ class InputPage(FollowsLanguage, QWidget):
         super().__init__()
         self._settings = settings
         self.found, self.excluded = Found(), frozenset()
-        self._selected, self._summed_up = "", 0
+        self._folder, self._selected, self._summed_up = "", "", 0
         self.input, self.output = FolderRow(), FolderRow()
         self._input_label, self._output_label = label(), label()
         self.again = QPushButton()
@@ -317,8 +317,9 @@ class InputPage(FollowsLanguage, QWidget):
 
     def _take(self, folder: str) -> None:
         """Show the folder of frames; what was left out of another one says nothing of it."""
-        if folder != self.input.line.text():
+        if folder != self._folder:
             self.set_excluded(frozenset())
+        self._folder = folder
         self.input.line.setText(folder)
 
     def choose(self, folder: str) -> None:

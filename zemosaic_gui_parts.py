@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import re
 from collections.abc import Callable
 
 from PySide6.QtCore import QEvent, QObject, QRectF, QSize, Qt, QTimer, QUrl
@@ -19,7 +20,7 @@ from PySide6.QtWidgets import (
     QWidget,
 )
 
-from zemosaic_gui_text import tr
+from zemosaic_gui_text import number_text, tr
 
 GAP = 16
 _LETTERS_PX = 15  # height of a line in the font for which widths are given here
@@ -225,6 +226,11 @@ def make_primary(button: QPushButton, primary: bool = True) -> None:
     button.style().polish(button)
 
 
+def breakable(name: str) -> str:
+    """Return the name of a file so that a label can break it into lines; Qt breaks at spaces only, mostly."""
+    return re.sub(r"([_.\-/\\])", "\\1\u200b", name)
+
+
 def show_folder(path: object) -> None:
     """Open a folder or a page in the program that the system has for it."""
     QDesktopServices.openUrl(QUrl.fromLocalFile(str(path)))
@@ -259,7 +265,7 @@ def bytes_text(n_bytes: float) -> str:
     """Return an amount of memory or disk."""
     if n_bytes < 1e9:
         return tr("size.mb", n=f"{n_bytes / 1e6:.0f}")
-    return tr("size.gb", n=f"{n_bytes / 1e9:.1f}" if n_bytes < 1e10 else f"{n_bytes / 1e9:.0f}")
+    return tr("size.gb", n=number_text(n_bytes / 1e9, ".1f" if n_bytes < 1e10 else ".0f"))
 
 
 def bytes_range(low: float, high: float) -> str:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import sys
+from pathlib import Path
 
 from zemosaic_types import ConfigError, ZeMosaicError
 
@@ -11,10 +13,15 @@ _MISSING = (
     "the desktop program needs PySide6, which cannot be loaded ({reason}); "
     'install it with: pip install "zemosaic[gui]"'
 )
+_NO_DISPLAY = "the desktop program needs a display, and there is none: neither DISPLAY nor WAYLAND_DISPLAY is set"
+_NO_WINDOWS = (
+    "the desktop program cannot open windows ({reason}); Debian and Ubuntu: "
+    "apt-get install libxcb-cursor0 libxcb-icccm4 libxcb-keysyms1 libxcb-shape0 libxcb-xkb1 libxkbcommon-x11-0"
+)
 
 
 class DesktopMissing(ZeMosaicError):
-    """The library of the desktop program is not there; the message says how to install it."""
+    """What the desktop program needs is not there; the message says what, and how to install it."""
 
 
 def main() -> int:
@@ -33,13 +40,16 @@ def run() -> int:
     Raises
     ------
     DesktopMissing
-        If PySide6 or a system library that it needs is not there.
+        If PySide6, a system library that it needs or a display is not there.
     """
     try:
-        from PySide6.QtCore import QLocale
+        from PySide6.QtCore import QLibraryInfo, QLocale
         from PySide6.QtWidgets import QApplication, QMessageBox
     except ImportError as error:
         raise DesktopMissing(_MISSING.format(reason=error)) from error
+
+    if sys.platform == "linux":
+        _check_display(Path(QLibraryInfo.path(QLibraryInfo.LibraryPath.PluginsPath)))
 
     from zemosaic_config import load_file
     from zemosaic_gui_sentences import told
@@ -65,6 +75,20 @@ def run() -> int:
     if trouble:
         QMessageBox.warning(window, tr("program"), tr("settings.broken", reason=told(trouble)))
     return application.exec()
+
+
+def _check_display(plugins: Path) -> None:
+    """Raise `DesktopMissing` where Qt would end the process because it can open no window."""
+    if os.environ.get("QT_QPA_PLATFORM") or os.environ.get("WAYLAND_DISPLAY"):
+        return  # the user's own choice; nothing that distributions leave out
+    if not os.environ.get("DISPLAY"):
+        raise DesktopMissing(_NO_DISPLAY)
+    library = plugins / "platforms" / "libqxcb.so"
+    if library.is_file():
+        try:
+            ctypes.CDLL(str(library))
+        except OSError as error:
+            raise DesktopMissing(_NO_WINDOWS.format(reason=error)) from error
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ from pathlib import Path
 from PySide6.QtCore import Qt, Signal
 from PySide6.QtWidgets import QFileDialog, QHBoxLayout, QPushButton, QTabWidget, QVBoxLayout, QWidget
 
+from zemosaic_gui_background import Background
 from zemosaic_gui_frame_card import FrameGlimpse
 from zemosaic_gui_helper import Helper
 from zemosaic_gui_lazy import LazyWidget
@@ -14,7 +15,7 @@ from zemosaic_gui_parts import GAP, Card, ScrollArea, duration_text, label, show
 from zemosaic_gui_sentences import told
 from zemosaic_gui_text import tr
 from zemosaic_gui_theme import FollowsLanguage
-from zemosaic_types import RunResult
+from zemosaic_types import PlanError, RunResult
 
 _SIDE_WIDTH = 300
 
@@ -34,6 +35,8 @@ class ResultPage(FollowsLanguage, QWidget):
         self.result: RunResult | None = None
         self._path: Path | None = None
         self._excluded: frozenset[str] = frozenset()
+        self._took_s, self._n_worst = 0.0, 0
+        self._background = Background(self)
         self.viewer = LazyWidget("zemosaic_gui_viewer", "MosaicViewer", self._with_viewer)
         self.table = LazyWidget("zemosaic_gui_frames", "FramesTable", self._with_new_table)
         self.tabs = QTabWidget()
@@ -84,7 +87,7 @@ class ResultPage(FollowsLanguage, QWidget):
         self._with_table(table)
 
     def _with_table(self, table: QWidget) -> None:
-        if self._path is not None and (self._path.parent / "ledger.csv").is_file():
+        if self._has_ledger():
             table.set_ledger(self._path.parent / "ledger.csv")
         else:
             table.set_frames(())
@@ -100,14 +103,15 @@ class ResultPage(FollowsLanguage, QWidget):
         """The folder of the result."""
         return None if self._path is None else self._path.parent
 
-    def show_result(self, result: RunResult) -> None:
-        """Show what a run has left behind."""
-        self.result = result
+    def show_result(self, result: RunResult, took_s: float) -> None:
+        """Show what a run of so many seconds has left behind."""
+        self.result, self._took_s = result, took_s
         self._open(Path(result.mosaic_path))
 
     def open_mosaic(self, path: Path) -> None:
         """Show a mosaic of an earlier run."""
         self.result = None
+        self.tabs.setCurrentWidget(self.viewer)
         self._open(path)
 
     def _open(self, path: Path) -> None:
@@ -116,25 +120,35 @@ class ResultPage(FollowsLanguage, QWidget):
         self.picture.show_frame("")
         self.viewer.do(self._with_viewer)
         self.table.do(self._with_table)
+        self._n_worst = 0
+        self._background.forget("worst")
+        if self._has_ledger():
+            self._background.ask("worst", lambda: _count_worst(path.with_name("ledger.csv")), self._show_worst)
         self._show_words()
+
+    def _show_worst(self, n: int) -> None:
+        self._n_worst = n
+        self._show_words()
+
+    def _has_ledger(self) -> bool:
+        return self._path is not None and (self._path.parent / "ledger.csv").is_file()
 
     def _show_words(self) -> None:
         there = self._path is not None
         self.heading.setText(self._path.name if there else tr("result.none"))
         self.place.setText(str(self._path.parent) if there else "")
-        ledger = there and (self._path.parent / "ledger.csv").is_file()
-        self.report.setEnabled(bool(ledger))
-        self.without.setEnabled(bool(ledger and self.result))
+        self.report.setEnabled(self._has_ledger())
+        n = self._n_worst
+        self.without.setEnabled(bool(n and self.result))
+        self.without.setText(tr("result.without.n", n=n) if n else tr("result.without"))
+        self.without.setToolTip(tr("result.without.help" if n else "result.without.none"))
         result = self.result
         if result is None:
             self.summary.setText("" if there else tr("result.none.more"))
             self.missing.hide()
             return
-        seconds = sum(result.seconds.values())
-        lines = [tr("result.used", used=result.n_used, planned=result.n_planned)]
-        self.summary.setText(
-            "\n".join([*lines, tr("run.took", time=duration_text(seconds))] if seconds else lines)
-        )
+        used = tr("result.used", used=result.n_used, planned=result.n_planned)
+        self.summary.setText(f"{used}\n{tr('run.took', time=duration_text(self._took_s))}")
         n_missed = sum(item.missed for item in result.left_out)
         missing = [tr("result.left_out", n=n_missed)] if n_missed else []
         missing += [tr("result.tiles_failed", n=len(result.failed_tiles))] if result.failed_tiles else []
@@ -170,6 +184,7 @@ class ResultPage(FollowsLanguage, QWidget):
     def shutdown(self) -> None:
         """End what the page has running."""
         self._helper.shutdown()
+        self._background.close()
         self.viewer.shutdown()
         self.table.shutdown()
         self.picture.shutdown()
@@ -179,7 +194,15 @@ class ResultPage(FollowsLanguage, QWidget):
         self.tabs.setTabText(0, tr("result.mosaic"))
         self.tabs.setTabText(1, tr("result.frames"))
         self.report.setText(tr("result.report"))
-        self.without.setText(tr("result.without"))
-        self.without.setToolTip(tr("result.without.help"))
         self.other.setText(tr("result.other"))
         self._show_words()
+
+
+def _count_worst(ledger: Path) -> int:
+    """Return how many frames a ledger suggests to leave out."""
+    from zemosaic_ledger import judge, read_ledger  # numerical libraries: not before they are needed
+
+    try:
+        return len(judge(*read_ledger(ledger)).suggested)
+    except PlanError:  # the table of the frames says why it cannot be read
+        return 0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 
@@ -36,7 +36,7 @@ from zemosaic_types import RunDied
 _TICK_MS = 500
 _STEPS = 1000
 _PHASES = (
-    *("scan", "headers", "solve", "canvas", "measure", "refine", "flat", "match"),
+    *("headers", "solve", "align", "canvas", "measure", "refine", "flat", "match"),
     *("group", "stack", "coadd", "add", "assemble"),
 )
 _LINES_AT_MOST = 3  # of a reason, in the status; the log has it all
@@ -53,7 +53,8 @@ class RunPage(FollowsLanguage, QWidget):
         self._tiles: dict[int, PlannedTile] = {}
         self._states: dict[int, TileState] = {}
         self._status = ("run.ready", {})
-        self._details = ""
+        self._details = self._facts = _nothing
+        self.took_s: float | None = None
         self.status, self.detail = label("title"), label("faint", wrap=True)
         self.eta = label("number")
         self.eta_note = label("faint")
@@ -113,9 +114,10 @@ class RunPage(FollowsLanguage, QWidget):
         self._tiles, self._states = {tile.tile: tile for tile in tiles}, {}
         self.map.do(self._with_map)
 
-    def show_plan(self, facts: str, trouble: str = "") -> None:
-        """Say what a run would do, or what is in its way."""
-        self.facts.setText(facts)
+    def show_plan(self, facts: Callable[[], str], trouble: str = "") -> None:
+        """Say what a run would do, by what says it in the language in use, or what is in its way."""
+        self._facts = facts
+        self.facts.setText(facts())
         self._say("run.blocked" if trouble else "run.ready", trouble)
 
     # ---- a run -------------------------------------------------------------------------------------------
@@ -123,9 +125,10 @@ class RunPage(FollowsLanguage, QWidget):
     def begin(self, pipeline: str, expected_s: tuple[float, float] | None) -> None:
         """A run starts; `expected_s` is the range of its time, if that was estimated."""
         self._clock = RunClock(time.monotonic(), expected_s, pipeline)
-        self._states = {}
+        self._states, self.took_s = {}, None
         self.log.clear()
         self.problems.clear()
+        self.map.do(lambda sky_map: sky_map.set_tiles(self._tiles.values()))
         self.progress.setRange(0, _STEPS)
         self.progress.setValue(0)
         self._say("run.starting")
@@ -159,7 +162,7 @@ class RunPage(FollowsLanguage, QWidget):
             self.log.add(partial(_phase, phase))
         self._clock.hear(event)
         self._status = (f"phase.{phase}" if phase in _PHASES else "run.phase", {"phase": phase})
-        self._details = tr("run.percent" if unit == PERCENT else "run.of", done=done, total=total)
+        self._details = partial(tr, "run.percent" if unit == PERCENT else "run.of", done=done, total=total)
         self._soon.soon()
 
     def _show_progress(self) -> None:
@@ -183,8 +186,8 @@ class RunPage(FollowsLanguage, QWidget):
         """The run has ended."""
         self._tick.stop()
         self._soon.stop()
-        self.eta.setText("")
-        self.eta_note.setText(tr("run.took", time=duration_text(self._clock.elapsed(time.monotonic()))))
+        self.took_s = self._clock.elapsed(time.monotonic())
+        self._show_times()
         names = {
             FinishReason.COMPLETE: "run.complete",
             FinishReason.WITH_FAILURES: "run.with_failures",
@@ -201,14 +204,22 @@ class RunPage(FollowsLanguage, QWidget):
         self._say(names[event.reason], reason)
 
     def _say(self, key: str, details: str = "") -> None:
-        self._status, self._details = (key, {}), details
+        self._status, self._details = (key, {}), partial(_first_lines, details)
         self._show_status()
 
     def _show_status(self) -> None:
         key, values = self._status
         self.status.setText(tr(key, **values))
-        self.detail.setText(told("\n".join(self._details.splitlines()[:_LINES_AT_MOST])))
-        self.detail.setVisible(bool(self._details))
+        details = self._details()
+        self.detail.setText(details)
+        self.detail.setVisible(bool(details))
+
+    def _show_times(self) -> None:
+        if self.took_s is not None:
+            self.eta.setText("")
+            self.eta_note.setText(tr("run.took", time=duration_text(self.took_s)))
+        elif self._tick.isActive():
+            self._show_eta()
 
     def _show_eta(self) -> None:
         now = time.monotonic()
@@ -232,9 +243,17 @@ class RunPage(FollowsLanguage, QWidget):
     def retranslate(self) -> None:
         """Take the words anew."""
         self._name_tabs()
+        self.facts.setText(self._facts())
         self._show_status()
-        if self._tick.isActive():
-            self._show_eta()
+        self._show_times()
+
+
+def _nothing() -> str:
+    return ""
+
+
+def _first_lines(reason: str) -> str:
+    return told("\n".join(reason.splitlines()[:_LINES_AT_MOST]))
 
 
 def _phase(phase: str) -> str:

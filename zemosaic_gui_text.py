@@ -113,6 +113,12 @@ def tr(key: str, **values: object) -> str:
         return _current.english[key].format(**values)
 
 
+def number_text(value: float, form: str) -> str:
+    """Return a number in a format of Python, a percentage too, as the language in use writes it."""
+    text = format(value, form).replace(".", tr("number.decimal"))
+    return tr("number.percent", n=text[:-1]) if text.endswith("%") else text
+
+
 def option_label(option: Option) -> str:
     """Return what an option is called."""
     return _current.texts.get(f"option.{option.key}.label", option.label)

@@ -42,7 +42,7 @@ from zemosaic_gui_pyramid import (
 )
 from zemosaic_gui_sentences import told
 from zemosaic_gui_sky import dec_text, ra_text
-from zemosaic_gui_text import tr
+from zemosaic_gui_text import number_text, tr
 from zemosaic_gui_theme import FollowsLook
 from zemosaic_types import FrameError, Rect
 
@@ -306,7 +306,8 @@ class MosaicViewer(FollowsLook, QWidget):
         self.failed.emit(reason)
 
     def _on_view(self) -> None:
-        self._zoom_label.setText(f"{100.0 * self.zoom():.3g} %" if self._layer is not None else "")
+        percent = tr("number.percent", n=number_text(100.0 * self.zoom(), ".3g"))
+        self._zoom_label.setText(percent if self._layer is not None else "")
         # Close up a pixel is a square; far out its neighbours soften it.
         self._plot.setRenderHint(QPainter.RenderHint.SmoothPixmapTransform, self.zoom() < 1.5)
         if self._layer is not None:

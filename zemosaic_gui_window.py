@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from PySide6.QtCore import QEvent, QLocale, QSettings, Qt, QTimer
@@ -22,7 +23,7 @@ from PySide6.QtWidgets import (
     QWidget,
 )
 
-from zemosaic_config import config_path
+from zemosaic_config import GPU_KEYS, config_path
 from zemosaic_events import FinishReason, RunFinished
 from zemosaic_gui_controller import Job, was_cancelled
 from zemosaic_gui_input import InputPage
@@ -51,6 +52,7 @@ _SURVEY_KEYS = {
     "cluster_orientation_split_deg",
     "cluster_panel_threshold",
     "cluster_target_groups",
+    "force_resolve_existing_wcs",
     "grid_mode_enabled",
     "grid_size_factor",
     "grid_overlap_px",
@@ -60,6 +62,7 @@ _SURVEY_KEYS = {
     "solve_missing_wcs",
     "solver_method",
     "output_dir",
+    *GPU_KEYS,
 }
 
 
@@ -78,8 +81,10 @@ class MainWindow(FollowsLanguage, QMainWindow):
         self.settings, self._memory = settings, memory
         self.survey, self.run = Job(self), Job(self)
         self._stale_survey = self._survey_again = self._stale_result = False
-        self._drop_suggested = self._leaving = False
         self._waiting: QWidget | None = None  # has the keyboard's focus until there is a button for it
+        self._leaving = False
+        self._request: RunRequest | None = None  # of the run that goes on, or was the last
+        self._made_by: RunRequest | None = None  # the result
         self.input, self.run_page, self.result_page = InputPage(settings), RunPage(), ResultPage()
         self.mosaic = MosaicPage(settings, classic="classic" in PIPELINES)
         self.pages = dict(zip(STEPS, (self.input, self.mosaic, self.run_page, self.result_page), strict=True))
@@ -313,6 +318,9 @@ class MainWindow(FollowsLanguage, QMainWindow):
             return tr("trouble.input")
         if not self.settings.value("output_dir"):
             return tr("trouble.output")
+        found = self.input.found
+        if not self.survey.running and (found.trouble or (found.done is not None and not self.input.ready)):
+            return found.trouble or tr("trouble.frames")
         try:
             find_pipeline(self._choose()[0])
         except PlanError as error:
@@ -335,14 +343,14 @@ class MainWindow(FollowsLanguage, QMainWindow):
         trouble = self._trouble()
         tiles = found.done.tiles if found.done else ()
         self.run_page.show_frames(found.frames.values(), tiles, excluded)
-        facts = [tr("found.frames", n=len(found.usable(excluded)))]
-        if not trouble:
-            name, _ = self._choose()
-            facts.append(tr(f"pipeline.{name}"))
-        if found.done and found.done.shape[0]:
-            facts.append(tr("run.expected", range=duration_range(*found.done.wall_s)))
-        facts.append(self.settings.value("output_dir"))
-        self.run_page.show_plan("  ·  ".join(facts), trouble)
+        facts = partial(
+            _facts,
+            len(found.usable(excluded)),
+            "" if trouble else self._choose()[0],
+            found.done.wall_s if found.done and found.done.shape[0] else None,
+            self.settings.value("output_dir"),
+        )
+        self.run_page.show_plan(facts, trouble)
 
     def start(self, *, overwrite: bool = False, drop_suggested: bool = False) -> None:
         """Start the run; asks before an earlier mosaic is replaced, unless that was asked for."""
@@ -357,7 +365,7 @@ class MainWindow(FollowsLanguage, QMainWindow):
         self._stale_survey |= self.survey.running
         self.survey.cancel()
         self._keep_settings()
-        request = RunRequest(
+        request = self._request = RunRequest(
             name,
             Path(self.settings.value("input_dir")),
             output,
@@ -372,7 +380,6 @@ class MainWindow(FollowsLanguage, QMainWindow):
         self.run_page.log.add(f"{title_of(name)}: {reason}")
         if trouble := self._start(self.run, request):
             self.run_page.end(RunFinished(FinishReason.ERROR, trouble), trouble)
-        self._drop_suggested = drop_suggested
         self._show_state()
 
     def stop(self) -> None:
@@ -386,8 +393,13 @@ class MainWindow(FollowsLanguage, QMainWindow):
     def run_without_suggested(self) -> None:
         """Run again without the frames that the result suggests to leave out, in the place of the result.
 
-        It is replaced without a question only if that is where results go now.
+        The frames are those of the result, whatever was chosen since. It is replaced without a question only if
+        that is where results go now.
         """
+        made_by = self._made_by
+        if made_by is not None and Path(self.settings.value("input_dir")) != made_by.input_folder:
+            self.input.choose(str(made_by.input_folder))
+            self.input.set_excluded(frozenset(made_by.excluded))
         folder = self.result_page.folder
         here = folder is not None and Path(self.settings.value("output_dir")) == folder
         if folder is not None and not here:
@@ -400,13 +412,13 @@ class MainWindow(FollowsLanguage, QMainWindow):
     def _on_run_end(self, event: RunFinished, outcome: object) -> None:
         self.run_page.end(event, outcome)
         if isinstance(outcome, RunResult):
-            self._stale_result = False
-            self.result_page.show_result(outcome)
+            self._stale_result, self._made_by = False, self._request
+            self.result_page.show_result(outcome, self.run_page.took_s)
         self._show_state()
         if self._leaving:
             self.close()
         elif isinstance(outcome, ProductExistsError) and self._ask("replace", told(str(outcome))):
-            self.start(overwrite=True, drop_suggested=self._drop_suggested)
+            self.start(overwrite=True, drop_suggested=self._request.drop_suggested)
 
     def _ask(self, name: str, text: str) -> bool:
         """Ask a question whose safe answer is no."""
@@ -513,6 +525,16 @@ class MainWindow(FollowsLanguage, QMainWindow):
         for page in self.pages.values():
             page.shutdown()
         event.accept()
+
+
+def _facts(n_frames: int, pipeline: str, wall_s: tuple[float, float] | None, output: str) -> str:
+    """Return what a run would do, in the language in use."""
+    facts = [tr("found.frames", n=n_frames)]
+    if pipeline:
+        facts.append(tr(f"pipeline.{pipeline}"))
+    if wall_s is not None:
+        facts.append(tr("run.expected", range=duration_range(*wall_s)))
+    return "  ·  ".join([*facts, output])
 
 
 def open_memory() -> QSettings:

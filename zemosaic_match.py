@@ -85,53 +85,65 @@ def drop_misfits(records: list[FrameRecord]) -> tuple[list[FrameRecord], list[Le
     Left out are frames whose distortion or pixel scale makes no sense beside the others', and those too far away
     from all others.
     """
-    scale = float(np.median([pixel_scale_deg(frame_wcs(record.header)) for record in records]))
-    reasons = [_nonsense(record, scale) for record in records]
+    looks = [_look_at(record) for record in records]
+    usual = float(np.median([look.scale_deg for look in looks]))
+    reasons = [_nonsense(look, usual) for look in looks]
     bent = [LeftOut(r.path, reason, r.line) for r, reason in zip(records, reasons, strict=True) if reason]
-    records, isolated = _drop_isolated([r for r, why in zip(records, reasons, strict=True) if not why])
+    sound = [pair for pair, why in zip(zip(records, looks, strict=True), reasons, strict=True) if not why]
+    records, isolated = _drop_isolated(sound)
     return records, bent + isolated
 
 
-def _nonsense(record: FrameRecord, usual_scale: float) -> str:
-    """Return what is wrong with the shape of a frame on the sky, an empty text if nothing is."""
-    wcs = frame_wcs(record.header)
-    scale = pixel_scale_deg(wcs)
-    if not usual_scale / MAX_SCALE_RATIO < scale < usual_scale * MAX_SCALE_RATIO:
-        return (
-            f"its pixel scale, {scale * 3600:.3g} arcsec, is far from that of the others, {usual_scale * 3600:.3g}"
-        )
-    ny, nx = record.header.shape
+@dataclass(frozen=True, slots=True)
+class _Look:
+    """A frame on the sky in a few numbers, so that its WCS need not be kept: those of thousands fill the memory.
+
+    `bend_px` is how far its distortion moves its corners, `on_sky` whether all of it has a place.
+    """
+
+    scale_deg: float
+    centre_deg: tuple[float, float]
+    diagonal_px: float
+    on_sky: bool
+    bend_px: float
+
+
+def _look_at(record: FrameRecord) -> _Look:
+    wcs, (ny, nx) = frame_wcs(record.header), record.header.shape
     x, y = np.array([-0.5, nx - 0.5, nx - 0.5, -0.5]), np.array([-0.5, -0.5, ny - 0.5, ny - 0.5])
     world = wcs.all_pix2world(x, y, 0)
-    if not (np.isfinite(world).all() and np.isfinite(centre_icrs(wcs, (ny, nx))).all()):
+    centre = centre_icrs(wcs, (ny, nx))
+    on_sky = bool(np.isfinite(world).all() and np.isfinite(centre).all())
+    bend = 0.0
+    if on_sky and wcs.has_distortion:
+        straight = wcs.wcs_world2pix(*world, 0)
+        bend = float(np.hypot(straight[0] - x, straight[1] - y).max())
+    return _Look(pixel_scale_deg(wcs), centre, float(np.hypot(ny, nx)), on_sky, bend)
+
+
+def _nonsense(look: _Look, usual_scale: float) -> str:
+    """Return what is wrong with the shape of a frame on the sky, an empty text if nothing is."""
+    if not usual_scale / MAX_SCALE_RATIO < look.scale_deg < usual_scale * MAX_SCALE_RATIO:
+        here, others = look.scale_deg * 3600, usual_scale * 3600
+        return f"its pixel scale, {here:.3g} arcsec, is far from that of the others, {others:.3g}"
+    if not look.on_sky:
         return "its WCS puts parts of it off the sky"
-    if not wcs.has_distortion:
-        return ""
-    straight = wcs.wcs_world2pix(*world, 0)
-    bend = float(np.hypot(straight[0] - x, straight[1] - y).max())
-    if not bend < MAX_BEND * np.hypot(ny, nx):
-        return f"its distortion moves its corners by {bend:.3g} px"
+    if not look.bend_px < MAX_BEND * look.diagonal_px:
+        return f"its distortion moves its corners by {look.bend_px:.3g} px"
     return ""
 
 
-def _drop_isolated(records: list[FrameRecord]) -> tuple[list[FrameRecord], list[LeftOut]]:
-    if not records:
+def _drop_isolated(frames: list[tuple[FrameRecord, _Look]]) -> tuple[list[FrameRecord], list[LeftOut]]:
+    if not frames:
         return [], []
-    geometry = np.array([_centre_and_diagonal(record) for record in records])
-    inside, distance = separate_isolated(geometry[:, :2], geometry[:, 2])
+    centre = np.array([look.centre_deg for _, look in frames])
+    inside, distance = separate_isolated(centre, np.array([k.diagonal_px * k.scale_deg for _, k in frames]))
     left_out = [
         LeftOut(r.path, f"too far from the mosaic: its nearest frame is {far:.1f} deg away", r.line)
-        for r, keep, far in zip(records, inside, distance, strict=True)
+        for (r, _), keep, far in zip(frames, inside, distance, strict=True)
         if not keep
     ]
-    return [record for record, keep in zip(records, inside, strict=True) if keep], left_out
-
-
-def _centre_and_diagonal(record: FrameRecord) -> tuple[float, float, float]:
-    """Return right ascension and declination of a frame's centre and its diagonal, in degrees."""
-    wcs = frame_wcs(record.header)
-    ra, dec = centre_icrs(wcs, record.header.shape)
-    return ra, dec, float(np.hypot(*record.header.shape)) * pixel_scale_deg(wcs)
+    return [record for (record, _), keep in zip(frames, inside, strict=True) if keep], left_out
 
 
 def match_frames(

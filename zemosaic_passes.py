@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from types import MappingProxyType
 
@@ -35,6 +35,7 @@ NOTHING: Mapping[str, str] = MappingProxyType({})
 
 _MOST_IN_A_BATCH = 4
 _BATCHES_A_WORKER = 10
+_MOVED_AT_ONCE = 8
 
 _MeasureTask = tuple[list[FrameRecord], Canvas, int, int]
 
@@ -242,11 +243,15 @@ def _taken(outcome: Outcome, book: RunBook) -> list[MeasuredFrame]:
     return [item for item in results if isinstance(item, MeasuredFrame)]
 
 
-def refine_all(measured: list[MeasuredFrame], canvas: Canvas, method: str, book: RunBook) -> list[MeasuredFrame]:
+def refine_all(
+    pool: TaskPool, measured: list[MeasuredFrame], canvas: Canvas, method: str, book: RunBook
+) -> list[MeasuredFrame]:
     """Correct the frames' WCS where their stars ask for it; frames that are far off are left out.
 
     Parameters
     ----------
+    pool : TaskPool
+        Moves the frames.
     measured : list of MeasuredFrame
     canvas : Canvas
     method : str
@@ -255,7 +260,8 @@ def refine_all(measured: list[MeasuredFrame], canvas: Canvas, method: str, book:
         Gets every frame's alignment residual.
     """
     tell = book.share("refine")
-    refined = refine_frames(measured, canvas, method=method, tell=tell)
+    each = partial(pool.map, batch=_MOVED_AT_ONCE)
+    refined = refine_frames(measured, canvas, method=method, tell=tell, each=each)
     for item in refined.left_out:
         book.leave_out(item)
     for sentence in refined.warnings:

@@ -248,7 +248,7 @@ def _measure(
             measured = measure_all(pool, records, canvas, n_channels, book)
         if len(measured) == len(records):
             with book.phase("refine"):
-                measured = refine_all(measured, canvas, settings.refine_wcs, book)
+                measured = refine_all(pool, measured, canvas, settings.refine_wcs, book)
             if len(measured) == len(records):
                 return measured, canvas, n_channels
         kept = {m.record.path for m in measured}

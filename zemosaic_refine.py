@@ -7,6 +7,7 @@ positions of stars follow the corrected WCS, and coarse levels stay with their c
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -28,8 +29,8 @@ from zemosaic_detections import Detections
 from zemosaic_fits_io import frame_wcs
 from zemosaic_measure import MeasuredFrame
 from zemosaic_pairs import partner_pairs
-from zemosaic_reproject import Canvas, frame_to_canvas, place
-from zemosaic_types import FrameError, LeftOut, Tell, part_of, tell_nobody
+from zemosaic_reproject import Canvas, Placement, frame_to_canvas, place
+from zemosaic_types import FrameError, FrameHeader, LeftOut, Tell, part_of, tell_nobody
 from zemosaic_wcs_correction import corrected_header
 
 #: A frame that overlaps more frames than this is compared with so many of them to see whether it is far off.
@@ -48,6 +49,9 @@ _DEFAULT_FWHM_PX = 4.0
 _MOST_NAMED = 4
 # Shares of the work, roughly: frames far off are found, all are aligned, then moved.
 _OFFSETS_FOUND, _ALIGNED = 0.05, 0.3
+
+
+Each = Callable[[Callable, list], Iterable]
 
 
 @dataclass(frozen=True)
@@ -85,6 +89,7 @@ def refine_frames(
     *,
     method: str,
     tell: Tell = tell_nobody,
+    each: Each = map,
 ) -> Refined:
     """Measure how well the frames are aligned, leave out those that are not, and correct the others.
 
@@ -98,6 +103,8 @@ def refine_frames(
         ``"on"`` corrects, ``"auto"`` only where it brings more than noise, ``"off"`` measures only.
     tell : callable
         Told the share that is done; may end the work.
+    each : callable
+        Applies a module-level function to a list, in order, as `map` does.
 
     Raises
     ------
@@ -124,13 +131,14 @@ def refine_frames(
     chosen = _chosen(first, method) & ~wrong
     warnings = _contradictions(measured, offsets)
     frames = list(measured)
-    for k in np.flatnonzero(chosen):
+    moves = [_move_of(measured[k], canvas, found, positions, k) for k in np.flatnonzero(chosen)]
+    for k, moved in zip(np.flatnonzero(chosen), each(_moved, moves), strict=True):
         tell(_ALIGNED + (1.0 - _ALIGNED) * k / len(measured))
-        try:
-            frames[k] = _moved(measured[k], canvas, found, positions, k)
-        except FrameError as error:
+        if isinstance(moved, FrameError):
             chosen[k] = False
-            warnings.append(f"{measured[k].record.path}: {error}")
+            warnings.append(f"{measured[k].record.path}: {moved}")
+        else:
+            frames[k] = _with(measured[k], moved)
     # Those that are left out must not count as neighbours where they are.
     residual = residual_px(positions, found, found.correction * (chosen | wrong)[:, None])
     kept = np.flatnonzero(~wrong).tolist()
@@ -183,21 +191,56 @@ def _chosen(found: Alignment, method: str) -> np.ndarray:
     return able & found.alone
 
 
-def _moved(m: MeasuredFrame, canvas: Canvas, found: Alignment, positions: Positions, k: int) -> MeasuredFrame:
-    """Return a frame with its corrected WCS, and what depends on it."""
+@dataclass(frozen=True)
+class _Move:
+    """What is needed to move one frame: see `displace` for the correction, and pixels of its stars."""
 
-    def move(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        return displace(x, y, found.correction[k], positions.centre[k], positions.radius[k])
+    header: FrameHeader
+    canvas: Canvas
+    correction: np.ndarray
+    centre: np.ndarray
+    radius: float
+    star_x: np.ndarray
+    star_y: np.ndarray
 
-    header = corrected_header(m.record.header, canvas, move)
-    wcs = frame_wcs(header)
-    measure = m.measure
-    star_x, star_y = frame_to_canvas(wcs, measure.frame_x.astype(float), measure.frame_y.astype(float), canvas)
+
+@dataclass(frozen=True)
+class _Moved:
+    """A frame's corrected header, and where it and its stars lie on the canvas by it."""
+
+    header: FrameHeader
+    placement: Placement
+    star_x: np.ndarray
+    star_y: np.ndarray
+
+
+def _move_of(m: MeasuredFrame, canvas: Canvas, found: Alignment, positions: Positions, k: int) -> _Move:
+    how = found.correction[k], positions.centre[k], float(positions.radius[k])
+    return _Move(m.record.header, canvas, *how, m.measure.frame_x, m.measure.frame_y)
+
+
+def _moved(move: _Move) -> _Moved | FrameError:
+    """Return a frame with its corrected WCS, or why there is none."""
+
+    def displaced(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        return displace(x, y, move.correction, move.centre, move.radius)
+
+    canvas = move.canvas
+    try:
+        header = corrected_header(move.header, canvas, displaced)
+        wcs = frame_wcs(header)
+        stars = frame_to_canvas(wcs, move.star_x.astype(float), move.star_y.astype(float), canvas)
+        return _Moved(header, place(wcs, header.shape, canvas), *stars)
+    except FrameError as error:
+        return error
+
+
+def _with(m: MeasuredFrame, moved: _Moved) -> MeasuredFrame:
     return replace(
         m,
-        record=replace(m.record, header=header),
-        measure=replace(measure, star_x=star_x, star_y=star_y),
-        placement=place(wcs, header.shape, canvas),
+        record=replace(m.record, header=moved.header),
+        measure=replace(m.measure, star_x=moved.star_x, star_y=moved.star_y),
+        placement=moved.placement,
     )
 
 

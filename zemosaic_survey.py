@@ -242,6 +242,8 @@ class _Survey:
         notes = []
         if n_unplaced:
             notes.append(self._unsolved(n_unplaced))
+        if self.settings.solve is not None and self.settings.solve.resolve_all and self._solver is not None:
+            notes.append(f"{self._solver.name} solves all frames again; this takes time that is not counted here")
         if not self._has_plan:
             notes.append(f"there is no {PLAN_NAME} in the folder; the run makes one beside its products")
         if self.settings.use_gpu:

@@ -59,7 +59,7 @@ _HINTS = {
     "SIGKILL": "often memory ran out: try a smaller grid_workers or grid_chunk_ram_mb",
     "SIGTERM": "another program asked it to end; start the run again",
 }
-_CRASH_HINT = "a library crashed: start it again; if it happens again, report the lines above or those of the log"
+_CRASH_HINT = "a library crashed: start it again; if it happens again, report these lines or those of the log"
 
 
 @dataclass(frozen=True, slots=True)

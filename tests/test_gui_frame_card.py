@@ -6,7 +6,8 @@ pytest.importorskip("PySide6")
 
 from pictures import nothing_left
 from surveys import survey_in
-from zemosaic_gui_frame_card import FrameGlimpse
+from zemosaic_events import SurveyFrame
+from zemosaic_gui_frame_card import FrameCard, FrameGlimpse
 from zemosaic_synthetic import small_spec
 
 
@@ -63,3 +64,12 @@ def test_no_frame_is_no_picture(qtbot, glimpse, paths):
     seen(qtbot, glimpse, paths[0])
     assert seen(qtbot, glimpse, "") is None
     assert not glimpse.isVisible()
+
+
+def test_the_long_name_of_a_frame_is_broken_not_cut_off(qtbot):
+    card = FrameCard()
+    qtbot.addWidget(card)
+    card.show_frame(SurveyFrame("Light_M_94_10.0s_IRCUT_20250326-212046.fit", "/no/such.fit"), False)
+    assert card.minimumSizeHint().width() < 280
+    assert card.name.heightForWidth(280) > 1.5 * card.name.fontMetrics().height()
+    card.shutdown()

@@ -11,11 +11,15 @@ from PySide6.QtCore import QMimeData, QPointF, Qt, QUrl
 from PySide6.QtGui import QDragEnterEvent, QDropEvent
 from PySide6.QtWidgets import QComboBox, QDoubleSpinBox, QSpinBox
 
+import zemosaic_gui_qt
 import zemosaic_worker
 from programs import LONG_MS, answering, children, choose_frames, chosen, click, opened, typed
 from surveys import survey_in
-from zemosaic_config import OPTIONS
+from zemosaic_config import GPU_KEYS, OPTIONS, resolve
 from zemosaic_gui_grid_group import GRID_KEYS, all_keys
+from zemosaic_gui_parts import TileState
+from zemosaic_gui_window import _SURVEY_KEYS
+from zemosaic_survey import SurveySettings
 from zemosaic_synthetic import small_spec
 from zemosaic_types import OutputError
 from zemosaic_worker import Pipeline
@@ -107,12 +111,28 @@ def test_classic_runs_where_grid_mode_is_off(qtbot, frames, tmp_path):
         assert window.input.summary.values["tiles"].text().endswith("master tiles")
         to_the_run(qtbot, window)
         assert "Classic" in window.run_page.facts.text()
+        qtbot.waitUntil(lambda: window.run_page.map.widget is not None, timeout=LONG_MS)
+        sky_map = window.run_page.map.widget
         start(qtbot, window)
         wait_for_the_end(qtbot, window)
         assert window.run_page.status.text() == "The mosaic is done"
         assert set(window.run_page.states()) == {"DONE"}
         click(qtbot, window.primary)
         assert window.result_page.heading.text() == "mosaic_classic.fits"
+        page = window.result_page
+        assert page.summary.text().endswith(window.run_page.eta_note.text())
+        qtbot.waitUntil(lambda: not page._background.busy, timeout=LONG_MS)
+        assert not page.without.isEnabled()  # these frames are all good
+        assert page.without.toolTip().startswith("No frame is suggested")
+
+        window.go("run")
+        assert {sky_map.tile_state(tile) for tile in window.run_page._tiles} == {TileState.DONE}
+        answering(qtbot, "Replace it")
+        click(qtbot, window.cancel)  # it says "Run again"
+        assert window.run.running
+        assert {sky_map.tile_state(tile) for tile in window.run_page._tiles} == {TileState.WAITING}
+        click(qtbot, window.cancel)
+        wait_for_the_end(qtbot, window)
 
 
 def test_a_frame_is_seen_where_it_is_chosen(qtbot, frames, tmp_path):
@@ -123,7 +143,7 @@ def test_a_frame_is_seen_where_it_is_chosen(qtbot, frames, tmp_path):
         names = sorted(window.input.found.frames)
         for name in names[:2]:
             window.input.select(name)
-            assert card.name.text() == name
+            assert card.name.text().replace("\u200b", "") == name
             qtbot.waitUntil(lambda: not card.picture.busy, timeout=LONG_MS)
             assert not card.picture.pixmap().isNull()
         window.input.select("")
@@ -141,6 +161,20 @@ def test_what_a_run_will_make_follows_the_tick_at_grid_mode(qtbot, frames, tmp_p
         qtbot.waitUntil(lambda: not window.survey.running, timeout=LONG_MS)
         assert window.input.found.done.pipeline == "grid"
         assert "master" not in window.input.summary.values["tiles"].text()
+
+
+def test_an_option_that_a_survey_asks_for_makes_it_anew():
+    asked = set()
+
+    class Asked(dict):
+        def __getitem__(self, key):
+            asked.add(key)
+            return super().__getitem__(key)
+
+    SurveySettings.from_config(Asked(resolve({}, {}).as_dict()))
+    of_the_solver = {"astap_max_instances", "astap_search_radius_deg", "solve_retry_failed"}
+    of_the_solver |= {"solve_timeout_s", "solver_downsample"}  # a survey does not solve
+    assert asked - of_the_solver == _SURVEY_KEYS - {"output_dir", *GPU_KEYS[1:]}
 
 
 def test_a_mosaic_of_the_other_pipeline_is_not_asked_about(qtbot, frames, tmp_path, strange):
@@ -198,8 +232,9 @@ def test_the_worker_receives_what_the_widgets_of_grid_mode_say(qtbot, frames, tm
     assert received["folders"] == "'frames', 'out'"
 
 
-def test_a_run_without_the_worst_frames_is_asked_for_by_one_click(qtbot, frames, tmp_path, strange):
+def test_a_run_without_the_worst_frames_is_asked_for_by_one_click(qtbot, frames, tmp_path, strange, monkeypatch):
     strange("record", "recording_pipeline")
+    monkeypatch.setattr("zemosaic_gui_result._count_worst", lambda _ledger: 2)
     output = tmp_path / "out"
     output.mkdir()
     (output / "ledger.csv").write_text("", encoding="utf-8")
@@ -210,11 +245,43 @@ def test_a_run_without_the_worst_frames_is_asked_for_by_one_click(qtbot, frames,
         wait_for_the_end(qtbot, window)
         assert "drop_suggested = False" in log_of(window)
         click(qtbot, window.primary)
+        qtbot.waitUntil(window.result_page.without.isEnabled, timeout=LONG_MS)
+        assert window.result_page.without.text() == "Run again without the 2 worst"
         click(qtbot, window.result_page.without)
         assert window.step == "run"
         wait_for_the_end(qtbot, window)
         assert "drop_suggested = True" in log_of(window)
         assert "overwrite = True" in log_of(window)
+
+
+def test_without_the_worst_takes_the_frames_of_the_result_not_those_chosen_since(
+    qtbot, frames, tmp_path, strange, monkeypatch
+):
+    strange("record", "recording_pipeline")
+    monkeypatch.setattr("zemosaic_gui_result._count_worst", lambda _ledger: 1)
+    output, other = tmp_path / "out", tmp_path / "other"
+    for folder in (output, other):
+        folder.mkdir()
+    (output / "ledger.csv").write_text("", encoding="utf-8")
+    values = dict(input_dir=str(frames), output_dir=str(output), grid_mode_enabled=True)
+    with opened(qtbot, **values) as window:
+        qtbot.waitUntil(lambda: not window.survey.running, timeout=LONG_MS)
+        mine = frozenset([min(window.input.found.frames)])
+        window.input.set_excluded(mine)
+        window.go("run")
+        start(qtbot, window)
+        wait_for_the_end(qtbot, window)
+        window.go("input")
+        choose_frames(qtbot, window, other)
+        assert window.input.excluded == frozenset()
+        window.go("result")
+        qtbot.waitUntil(window.result_page.without.isEnabled, timeout=LONG_MS)
+        click(qtbot, window.result_page.without)
+        wait_for_the_end(qtbot, window)
+        assert "folders = 'frames', 'out'" in log_of(window)
+        assert "drop_suggested = True" in log_of(window)
+        assert f"excluded = {tuple(mine)!r}" in log_of(window)
+        assert window.input.input.line.text() == str(frames)
 
 
 def test_without_the_worst_replaces_no_mosaic_elsewhere_and_none_unasked(qtbot, frames, tmp_path, strange):
@@ -377,7 +444,7 @@ def test_a_worker_that_crashes_is_reported_with_its_last_words_and_what_can_be_d
         start(qtbot, window)
         wait_for_the_end(qtbot, window)
         assert window.run_page.status.text() == "The run has crashed"
-        assert "report the lines above" in window.run_page.detail.text()
+        assert "report these lines" in window.run_page.detail.text()
         assert "Fatal Python error" in log_of(window)
         assert window.run_page.problems.count() == 1
         start(qtbot, window)  # the window can go on
@@ -450,6 +517,25 @@ def test_a_folder_without_frames_says_so(qtbot, tmp_path):
         assert not window.primary.isEnabled()
 
 
+def test_a_run_of_nothing_is_not_offered(qtbot, frames, tmp_path):
+    (tmp_path / "empty").mkdir()
+    with opened(qtbot) as window:
+        choose_frames(qtbot, window, tmp_path / "empty")
+        window.go("run")
+        assert window.run_page.status.text() == "Not ready yet"
+        assert "no FITS file" in window.run_page.detail.text()
+        assert not window.primary.isEnabled()
+        window.go("input")
+        choose_frames(qtbot, window, frames)
+        window.go("run")
+        assert window.run_page.status.text() == "Ready"
+        assert window.primary.isEnabled()
+        window.input.set_excluded(frozenset(window.input.found.frames))
+        window.go("run")
+        assert window.run_page.detail.text().startswith("None of the frames can be used")
+        assert not window.primary.isEnabled()
+
+
 def test_without_classic_a_click_turns_on_grid_mode(qtbot, frames, tmp_path, monkeypatch):
     monkeypatch.delitem(zemosaic_worker.PIPELINES, "classic", raising=False)
     values = dict(input_dir=str(frames), output_dir=str(tmp_path))
@@ -491,3 +577,25 @@ def test_without_qt_the_program_says_how_to_install_it():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, env=os.environ)
     assert done.returncode == 1
     assert 'pip install "zemosaic[gui]"' in done.stderr
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere there is always a display")
+def test_without_a_display_the_program_says_so():
+    unset = ("DISPLAY", "WAYLAND_DISPLAY", "QT_QPA_PLATFORM")
+    env = {name: value for name, value in os.environ.items() if name not in unset}
+    code = "import sys, zemosaic_cli; sys.exit(zemosaic_cli.main(['gui']))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, env=env)
+    assert done.returncode == 1
+    assert "needs a display" in done.stderr
+
+
+def test_a_library_that_qt_lacks_is_named(monkeypatch, tmp_path):
+    for name in ("WAYLAND_DISPLAY", "QT_QPA_PLATFORM"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("DISPLAY", ":0")
+    zemosaic_gui_qt._check_display(tmp_path)  # of a Qt that keeps its plugins elsewhere
+    (tmp_path / "platforms").mkdir()
+    (tmp_path / "platforms" / "libqxcb.so").write_bytes(b"no library")
+    with pytest.raises(zemosaic_gui_qt.DesktopMissing, match="libxcb-cursor0") as told:
+        zemosaic_gui_qt._check_display(tmp_path)
+    assert "libqxcb.so" in str(told.value)

@@ -24,8 +24,9 @@ import zemosaic_gui_text
 from programs import answering, click, opened, typed
 from zemosaic_config import OPTIONS, config_path, find_option, load_file
 from zemosaic_gui_form import OptionRow
+from zemosaic_gui_parts import bytes_text
 from zemosaic_gui_settings import PRESETS, Settings
-from zemosaic_gui_text import languages, option_label, set_language, texts_of, tr
+from zemosaic_gui_text import languages, number_text, option_label, set_language, texts_of, tr
 from zemosaic_gui_theme import THEMES, apply_theme
 from zemosaic_gui_window import open_memory
 from zemosaic_types import ConfigError
@@ -344,6 +345,14 @@ def test_a_slip_of_a_translator_costs_one_text(monkeypatch):
     monkeypatch.setitem(zemosaic_gui_text._current.texts, "run.of", "{don} de {total}")
     monkeypatch.setattr(zemosaic_gui_text._current, "english", texts_of("en"))
     assert tr("run.of", done=1, total=2) == "1 of 2"
+
+
+def test_numbers_are_written_as_the_language_writes_them():
+    assert [number_text(2.375, ".2f"), number_text(0.9, ".0%")] == ["2.38", "90%"]
+    assert bytes_text(1.1e9) == "1.1 GB"
+    set_language("fr")
+    assert [number_text(2.375, ".2f"), number_text(-0.9, ".1%")] == ["2,38", "-90,0\u00a0%"]
+    assert bytes_text(1.1e9) == "1,1 Go"
 
 
 def test_one_is_no_plural():

@@ -12,6 +12,7 @@ pytest.importorskip("pyqtgraph")
 from PySide6.QtCore import QEvent, Qt
 from PySide6.QtWidgets import QApplication
 
+import zemosaic_gui_run
 from grid_mode import GridSettings
 from pictures import canvas_of, frames_on, nothing_left, settle
 from programs import answering, choose_frames, click, opened
@@ -21,6 +22,7 @@ from zemosaic_events import (
     FinishReason,
     FrameLeftOut,
     Message,
+    PhaseProgress,
     RunFinished,
     SurveyDone,
     SurveyFrame,
@@ -28,13 +30,14 @@ from zemosaic_events import (
     TileFailed,
     describe,
 )
+from zemosaic_gui_eta import _CLASSIC_SHARES, _SAME
 from zemosaic_gui_frames import FramesTable
-from zemosaic_gui_input import FrameCard, Summary
+from zemosaic_gui_input import Found, FrameCard, Summary
 from zemosaic_gui_log import LogView, Problems
 from zemosaic_gui_run import RunPage
 from zemosaic_gui_sentences import told
 from zemosaic_gui_skymap import SkyMap
-from zemosaic_gui_text import set_language
+from zemosaic_gui_text import set_language, tr
 from zemosaic_gui_viewer import MosaicViewer
 from zemosaic_ledger import judge, read_ledger
 from zemosaic_survey import SurveySettings, run_survey
@@ -42,6 +45,7 @@ from zemosaic_synthetic import small_spec
 from zemosaic_types import FrameError, LeftOut, OutputError, PlanError
 
 EMPTY = "the file is empty"
+ROOT = Path(__file__).resolve().parents[1]
 VIDE = "le fichier est vide"
 
 
@@ -214,6 +218,32 @@ def test_the_page_of_a_run_follows_the_language_to_the_end(qtbot):
     page.shutdown()
 
 
+def test_what_a_run_does_and_did_follows_the_language_in_its_midst_and_behind_it(qtbot):
+    page = RunPage()
+    qtbot.addWidget(page)
+    page.show_plan(lambda: tr("found.frames", n=12))
+    page.begin("grid", None)
+    page.hear(PhaseProgress("measure", 3, 12))
+    qtbot.waitUntil(lambda: page.detail.text() == "3 of 12")
+    speaking("fr", page)
+    assert page.detail.text() == "3 sur 12"
+    assert page.facts.text() == "12 images"
+    page.end(RunFinished(FinishReason.COMPLETE, ""), None)
+    assert page.eta_note.text().startswith("Durée")
+    speaking("en", page)
+    assert page.eta_note.text().startswith("It took")
+    assert page.facts.text() == "12 frames"
+    page.shutdown()
+
+
+def test_every_phase_that_a_run_tells_of_has_words_and_a_share_of_the_time():
+    source = "".join(path.read_text(encoding="utf-8") for path in ROOT.glob("*.py"))
+    phases = set(re.findall(r"""(?:\.(?:progress|share)\(|\bphase=)"(\w+)\"""", source))
+    assert {"headers", "align", "stack", "coadd"} < phases
+    assert phases == set(zemosaic_gui_run._PHASES)
+    assert {_SAME.get(phase, phase) for phase in phases} == set(_CLASSIC_SHARES)
+
+
 @pytest.fixture
 def reasoned():
     """Two frames that can be used and one that cannot."""
@@ -269,10 +299,12 @@ def test_the_first_page_says_notes_and_reasons_in_french(qtbot, reasoned):
         qtbot.addWidget(widget)
     set_language("fr")
     card.show_frame(reasoned[2], False)
-    assert card.text.text().endswith(VIDE)
+    assert card.text.text() == VIDE  # nothing else is known of it
     summary._show_done(SurveyDone(1, 1, notes=("the time is that of the processor; a GPU stacks faster",)))
     assert summary.notes.text() == "La durée est celle du processeur ; un GPU empile plus vite."
-    summary.show_trouble("/a is not a folder")
+    found = Found()
+    found.trouble = "/a is not a folder"
+    summary.show_found(found, frozenset())
     assert summary.trouble.text() == "/a n’est pas un dossier"
 
 

@@ -79,6 +79,13 @@ def always_die(task):
     return task
 
 
+def die_in_a_worker(task):
+    main, value = task
+    if os.getpid() != main and value == 5:
+        os._exit(3)
+    return value
+
+
 def wait_for_cancel(_task):
     for _ in range(600):
         check_cancelled()
@@ -107,6 +114,26 @@ def run(function, tasks, n_workers=2, retry=lambda task: task):
 def test_every_task_has_one_outcome():
     outcomes = run(double, range(20))
     assert sorted((o.task, o.value) for o in outcomes) == [(k, 2 * k) for k in range(20)]
+
+
+@pytest.mark.parametrize("batch", [1, 3, 100])
+def test_results_come_in_the_order_of_the_tasks(batch):
+    with TaskPool(2, CancelToken()) as pool:
+        assert list(pool.map(double, list(range(20)), batch=batch)) == [2 * k for k in range(20)]
+        assert list(pool.map(double, [], batch=batch)) == []
+
+
+def test_what_a_task_raises_ends_the_map_and_not_the_pool():
+    with TaskPool(2, CancelToken()) as pool:
+        with pytest.raises(ValueError, match="three is not allowed"):
+            list(pool.map(fail_on_three, list(range(10))))
+        assert list(pool.map(double, [4])) == [8]
+
+
+def test_a_task_that_kills_every_worker_is_done_here():
+    tasks = [(os.getpid(), value) for value in range(8)]
+    with TaskPool(2, CancelToken()) as pool:
+        assert list(pool.map(die_in_a_worker, tasks, batch=2)) == list(range(8))
 
 
 def test_a_task_that_raises_costs_no_other():

@@ -3,6 +3,7 @@
 import re
 import shutil
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,9 @@ import pytest
 from astropy.io import fits
 from scipy.ndimage import gaussian_filter
 
+from parallel_utils import TaskPool
 from surveys import TWO_WORKERS, Run, survey_in
+from zemosaic_events import CancelToken
 from zemosaic_fits_io import frame_wcs
 from zemosaic_measure import cell_size_px, measure_frames
 from zemosaic_plan import load_frames, plan_from_folder
@@ -19,6 +22,8 @@ from zemosaic_refine import refine_frames
 from zemosaic_registration import find_stars, subtract_background
 from zemosaic_reproject import frame_to_canvas, optimal_canvas, place
 from zemosaic_synthetic import SurveySpec, small_spec
+from zemosaic_types import FrameError
+from zemosaic_wcs_correction import corrected_header
 
 SHARP = SurveySpec(
     seed=11,
@@ -101,6 +106,38 @@ def width(run, channel=0):
     plane = run.mosaic[channel] if run.mosaic.ndim == 3 else run.mosaic
     residual, mask = subtract_background(plane)
     return find_stars(residual, mask, sky_and_noise(plane)[1]).fwhm_px
+
+
+# ---- in the workers --------------------------------------------------------------------------------------
+
+
+def test_frames_that_workers_move_are_those_that_are_moved_here(small):
+    canvas, measured = measured_in(small)
+    here = refine_frames(measured, canvas, method="on")
+    with TaskPool(2, CancelToken()) as pool:
+        there = refine_frames(measured, canvas, method="on", each=partial(pool.map, batch=2))
+    assert there.n_moved == here.n_moved == 6
+    for a, b in zip(there.measured, here.measured, strict=True):
+        assert (a.record, a.placement) == (b.record, b.placement)
+        np.testing.assert_array_equal(a.measure.star_x, b.measure.star_x)
+        np.testing.assert_array_equal(a.measure.star_y, b.measure.star_y)
+    assert there.residual_px == here.residual_px
+
+
+def test_a_frame_that_cannot_be_moved_stays_and_is_named(small, monkeypatch):
+    canvas, measured = measured_in(small)
+    lost = measured[2].record
+
+    def refused(header, *how):
+        if header == lost.header:
+            raise FrameError("its WCS cannot be corrected: it ends at the frame's edge")
+        return corrected_header(header, *how)
+
+    monkeypatch.setattr("zemosaic_refine.corrected_header", refused)
+    refined = refine_frames(measured, canvas, method="on")
+    assert refined.n_moved == 5
+    assert refined.measured[2] is measured[2]
+    assert refined.warnings == [f"{lost.path}: its WCS cannot be corrected: it ends at the frame's edge"]
 
 
 # ---- small errors ----------------------------------------------------------------------------------------

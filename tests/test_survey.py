@@ -281,10 +281,14 @@ def test_more_workers_take_less_time_and_more_memory(frames, tmp_path, monkeypat
         assert 0 < low < high
 
 
-def test_a_survey_says_what_its_times_do_not_count(frames, tmp_path):
+def test_a_survey_says_what_its_times_do_not_count(frames, tmp_path, a_solver):
     _, without, _ = surveyed(frames, tmp_path / "out")
     _, done, _ = surveyed(frames, tmp_path / "out", SurveySettings(use_gpu=True))
     assert {*done.notes} - {*without.notes} == {"the time is that of the processor; a GPU stacks faster"}
+    again = SurveySettings(solve=SolveOptions(resolve_all=True))
+    _, done, _ = surveyed(frames, tmp_path / "out", again)
+    (note,) = {*done.notes} - {*without.notes}
+    assert note.endswith(" solves all frames again; this takes time that is not counted here")
 
 
 @pytest.mark.parametrize(("pipeline", "settings"), [(run_grid, GridSettings), (run_classic, ClassicSettings)])
