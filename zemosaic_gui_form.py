@@ -20,6 +20,7 @@ from PySide6.QtWidgets import (
 )
 
 from zemosaic_config import Option, Value, find_option
+from zemosaic_gui_parts import sized
 from zemosaic_gui_settings import Settings
 from zemosaic_gui_text import choice_label, option_help, option_label, tr, unit_label
 from zemosaic_gui_theme import FollowsLanguage
@@ -58,7 +59,7 @@ class Editor(QWidget):
         for widget in widgets:
             self._row.addWidget(widget)
             widget.setObjectName(self.option.key)
-            widget.setMinimumHeight(_EDITOR_HEIGHT)
+            widget.setMinimumHeight(sized(_EDITOR_HEIGHT))
         self.setFocusProxy(widgets[0])
 
 
@@ -227,7 +228,7 @@ class OptionRow(FollowsLanguage, QWidget):
         super().__init__()
         self.option = find_option(key)
         self._settings = settings
-        self._label, self._help = QLabel(), QLabel(wordWrap=True)
+        self._label, self._help = QLabel(wordWrap=True), QLabel(wordWrap=True)
         self._help.setObjectName("faint")
         self._help.setVisible(not brief)
         self._back = QToolButton(text="↺")
@@ -246,7 +247,7 @@ class OptionRow(FollowsLanguage, QWidget):
         words.setSpacing(1)
         words.addWidget(self._label)
         words.addWidget(self._help)
-        self.editor.setFixedWidth(_EDITOR_WIDTH)
+        self.editor.setFixedWidth(sized(_EDITOR_WIDTH))
         row = QHBoxLayout(self)
         row.setContentsMargins(0, 5, 0, 5)
         row.setSpacing(8)
@@ -269,8 +270,9 @@ class OptionRow(FollowsLanguage, QWidget):
         self._back.setAccessibleName(self._back.toolTip())
         self.setToolTip(f"{option_help(option)}\n{default}\n{option.key}")
         self.editor.retranslate()
-        self.editor.focusProxy().setAccessibleName(option_label(option))
-        self.editor.focusProxy().setAccessibleDescription(option_help(option))
+        for part in self.editor.findChildren(QWidget, option.key):
+            part.setAccessibleName(option_label(option))
+            part.setAccessibleDescription(option_help(option))
         self._mark()
 
     def _mark(self, key: str = "") -> None:

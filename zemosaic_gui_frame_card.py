@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from PySide6.QtCore import Qt, Signal
+from PySide6.QtCore import QSize, Qt, Signal
 from PySide6.QtGui import QImage, QPixmap
 from PySide6.QtWidgets import QLabel, QPushButton, QSizePolicy
 
@@ -16,7 +16,8 @@ from zemosaic_gui_sentences import told
 from zemosaic_gui_text import number_text, tr
 from zemosaic_types import FrameError
 
-_HEIGHT = 110
+_LEAST_PX = 84  # so much room has the card on a laptop's screen
+_SHARP_PX = 600  # twice as wide as a card, since frames are shrunk by whole numbers
 
 
 class FrameGlimpse(QLabel):
@@ -24,9 +25,9 @@ class FrameGlimpse(QLabel):
 
     def __init__(self) -> None:
         super().__init__(alignment=Qt.AlignmentFlag.AlignCenter)
-        self.setSizePolicy(QSizePolicy.Policy.Ignored, QSizePolicy.Policy.Fixed)
-        self.setFixedHeight(_HEIGHT)
+        self.setSizePolicy(QSizePolicy.Policy.Ignored, QSizePolicy.Policy.MinimumExpanding)
         self._path = ""
+        self._image = QImage()
         self._background = Background(self)
 
     @property
@@ -44,15 +45,28 @@ class FrameGlimpse(QLabel):
         self.setVisible(bool(path))
         if path:
             self.setText(tr("lazy.loading"))
-            size = round(2 * _HEIGHT * self.devicePixelRatioF())
+            size = round(_SHARP_PX * self.devicePixelRatioF())
             self._background.ask("picture", lambda: _read(path, size), self._show, self._show_none)
+
+    def sizeHint(self) -> QSize:
+        """Ask for little; there may be more."""
+        return QSize(0, _LEAST_PX)
+
+    def resizeEvent(self, event: object) -> None:
+        """Use the room there is."""
+        super().resizeEvent(event)
+        if not self.pixmap().isNull():
+            self._fit()
 
     def _show(self, rgba: Any) -> None:
         ny, nx = rgba.shape[:2]
-        image = QImage(rgba.tobytes(), nx, ny, 4 * nx, QImage.Format.Format_RGBA8888)
+        self._image = QImage(rgba.tobytes(), nx, ny, 4 * nx, QImage.Format.Format_RGBA8888).copy()
+        self._fit()
+
+    def _fit(self) -> None:
         ratio = self.devicePixelRatioF()
         smooth = Qt.AspectRatioMode.KeepAspectRatio, Qt.TransformationMode.SmoothTransformation
-        pixmap = QPixmap.fromImage(image).scaled(self.size() * ratio, *smooth)
+        pixmap = QPixmap.fromImage(self._image).scaled(self.size() * ratio, *smooth)
         pixmap.setDevicePixelRatio(ratio)
         self.setPixmap(pixmap)
 
@@ -80,7 +94,8 @@ class FrameCard(Card):
         self.button, self.picture = QPushButton(), FrameGlimpse()
         self.button.clicked.connect(lambda: self.wished.emit(self._frame.frame_id, not self._out))
         for widget in (self.name, self.text, self.picture, self.button):
-            self.column.addWidget(widget)
+            self.column.addWidget(widget, widget is self.picture)
+        self.column.addStretch(0)
         self.hide()
 
     def show_frame(self, frame: SurveyFrame | None, out: bool) -> None:

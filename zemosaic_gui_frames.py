@@ -21,7 +21,7 @@ from PySide6.QtCore import (
     Qt,
     Signal,
 )
-from PySide6.QtGui import QColor, QPalette
+from PySide6.QtGui import QColor, QKeyEvent, QPalette
 from PySide6.QtWidgets import (
     QAbstractItemView,
     QComboBox,
@@ -50,6 +50,7 @@ _COUNT_MS = 200  # between two counts while frames come
 _MANY = 1000  # lines are made in a thread
 _LOOKED_AT = 60  # rows, for the widths of the columns
 _MAX_WIDTH, _PADDING = 320, 14  # of columns, in pixels
+_ENTER = (Qt.Key.Key_Return, Qt.Key.Key_Enter)
 _OUT = "out"
 _STATES = ("in", "waits", "suggested", "excluded", "out")
 _PLAIN = Qt.ItemFlag.ItemIsEnabled | Qt.ItemFlag.ItemIsSelectable | Qt.ItemFlag.ItemNeverHasChildren
@@ -527,7 +528,9 @@ class FramesTable(FollowsLook, QWidget):
         """Take the words anew, after the language has changed."""
         self._search.setPlaceholderText(tr("frames.search"))
         self._search.setAccessibleName(tr("frames.search"))
+        self._state.setAccessibleName(tr("frames.which"))
         self._view.setAccessibleName(tr("frames.name"))
+        self._view.setAccessibleDescription(tr("frames.keys"))
         self._leave_out.setText(tr("frames.leave_out"))
         self._take_in.setText(tr("frames.take_in"))
         for k, state in enumerate(("", *_STATES)):
@@ -637,13 +640,25 @@ class FramesTable(FollowsLook, QWidget):
         self.model.exclude([line.frame_id for line in lines if self.model.can_be_excluded(line)], out)
 
     def eventFilter(self, watched: object, event: QEvent) -> bool:
-        """Let the space bar turn the ticks of all frames selected, as the current one's."""
-        if watched is self._view and event.type() == QEvent.Type.KeyPress and event.key() == Qt.Key.Key_Space:
-            current = self._view.currentIndex()
+        """Let the space bar turn the ticks of all frames selected, as the current one's; Ctrl and Enter sort."""
+        if watched is self._view and event.type() == QEvent.Type.KeyPress and self._on_key(event):
+            return True
+        return super().eventFilter(watched, event)
+
+    def _on_key(self, event: QKeyEvent) -> bool:
+        current = self._view.currentIndex()
+        if event.key() == Qt.Key.Key_Space:
             if current.isValid():
                 self._wish(out=self._line(current).frame_id not in self.model.excluded)
             return True
-        return super().eventFilter(watched, event)
+        sorts = event.modifiers() & Qt.KeyboardModifier.ControlModifier and event.key() in _ENTER
+        if sorts and current.isValid():
+            header = self._view.horizontalHeader()
+            again = header.sortIndicatorSection() == current.column()
+            down = again and header.sortIndicatorOrder() == Qt.SortOrder.AscendingOrder
+            order = Qt.SortOrder.DescendingOrder if down else Qt.SortOrder.AscendingOrder
+            header.setSortIndicator(current.column(), order)
+        return bool(sorts)
 
     def _count(self) -> None:
         self._counting.stop()

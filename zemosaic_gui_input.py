@@ -10,13 +10,13 @@ from PySide6.QtCore import Qt, Signal
 from PySide6.QtWidgets import (
     QFileDialog,
     QFormLayout,
-    QFrame,
     QGridLayout,
     QHBoxLayout,
     QLabel,
     QLineEdit,
     QProgressBar,
     QPushButton,
+    QSizePolicy,
     QStackedWidget,
     QTabWidget,
     QVBoxLayout,
@@ -31,12 +31,12 @@ from zemosaic_gui_parts import (
     PROGRESS_MS,
     Card,
     Later,
+    ScrollArea,
     bytes_range,
     bytes_text,
     duration_range,
     duration_text,
     label,
-    scroll_area,
 )
 from zemosaic_gui_sentences import told
 from zemosaic_gui_settings import Settings
@@ -88,12 +88,13 @@ class FolderRow(QWidget):
             self.chosen.emit(folder)
 
 
-class DropZone(QFrame):
-    """What there is before a folder is chosen: a place to drop one."""
+class DropZone(QPushButton):
+    """What there is before a folder is chosen: a place to drop one, and a button to choose one."""
 
     def __init__(self) -> None:
         super().__init__()
         self.setObjectName("drop")
+        self.setSizePolicy(QSizePolicy.Policy.Expanding, QSizePolicy.Policy.Expanding)
         self._title, self._text = label("title"), label("faint", wrap=True)
         column = QVBoxLayout(self)
         column.addStretch(2)
@@ -112,6 +113,8 @@ class DropZone(QFrame):
         """Take the words anew."""
         self._title.setText(tr("input.drop"))
         self._text.setText(tr("input.drop.more"))
+        self.setAccessibleName(tr("input.drop"))
+        self.setAccessibleDescription(tr("input.drop.more"))
 
 
 class Summary(Card):
@@ -265,14 +268,14 @@ class InputPage(FollowsLanguage, QWidget):
         column.setContentsMargins(0, 0, 0, 0)
         column.setSpacing(GAP)
         column.addWidget(self.summary)
-        column.addWidget(self.frame)
-        column.addStretch(1)
+        column.addWidget(self.frame, 1)
+        column.addStretch(0)
         content = QWidget()
         row = QHBoxLayout(content)
         row.setContentsMargins(0, 0, 0, 0)
         row.setSpacing(GAP)
         row.addWidget(self.tabs, 1)
-        row.addWidget(scroll_area(side, _SUMMARY_WIDTH))
+        row.addWidget(ScrollArea(side, _SUMMARY_WIDTH))
         self.stack.addWidget(self.drop)
         self.stack.addWidget(content)
         page = QVBoxLayout(self)
@@ -284,6 +287,7 @@ class InputPage(FollowsLanguage, QWidget):
     def _connect(self) -> None:
         self.input.chosen.connect(self.choose)
         self.output.chosen.connect(lambda path: self._settings.set("output_dir", path))
+        self.drop.clicked.connect(self.input.ask)
         self.again.clicked.connect(self.rescan)
         self.frame.wished.connect(self._wish)
         self._settings.replaced.connect(self.show_settings)

@@ -7,6 +7,7 @@ import importlib
 import logging
 import threading
 from collections.abc import Callable
+from itertools import pairwise
 
 from PySide6.QtCore import Qt, Signal, Slot
 from PySide6.QtWidgets import QVBoxLayout, QWidget
@@ -78,9 +79,22 @@ class LazyWidget(QWidget):
         self.widget = found()
         self._note.hide()
         self._column.addWidget(self.widget)
+        self._take_place()
         if self._prepare is not None:
             self._prepare(self.widget)
         self.ready.emit(self.widget)
+
+    def _take_place(self) -> None:
+        """Give the widget its turn with the tab key here; made last, it would come after all others."""
+        before, part = self.previousInFocusChain(), self.widget
+        while not _stops(before):
+            before = before.previousInFocusChain()
+        parts = [before]
+        while part is self.widget or self.widget.isAncestorOf(part):
+            parts += [part] if _stops(part) else []
+            part = part.nextInFocusChain()
+        for before, part in pairwise(parts):
+            QWidget.setTabOrder(before, part)
 
     def showEvent(self, event: object) -> None:
         """Load what is to be seen."""
@@ -93,3 +107,8 @@ class LazyWidget(QWidget):
         if self._thread is not None:
             self._thread.join()
         self.do(lambda widget: widget.shutdown())
+
+
+def _stops(widget: QWidget) -> bool:
+    """Whether the tab key stops at a widget; Qt orders only those."""
+    return bool(widget.focusPolicy() & Qt.FocusPolicy.TabFocus)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from PySide6.QtWidgets import (
-    QButtonGroup,
     QCheckBox,
     QFileDialog,
     QHBoxLayout,
@@ -11,7 +10,6 @@ from PySide6.QtWidgets import (
     QLineEdit,
     QMessageBox,
     QPushButton,
-    QScrollArea,
     QVBoxLayout,
     QWidget,
 )
@@ -19,7 +17,7 @@ from PySide6.QtWidgets import (
 from zemosaic_config import OPTIONS
 from zemosaic_gui_form import OptionRow
 from zemosaic_gui_grid_group import GRID_KEYS, GridGroup
-from zemosaic_gui_parts import GAP, Card, label, scroll_area
+from zemosaic_gui_parts import GAP, Card, ScrollArea, label
 from zemosaic_gui_sentences import told
 from zemosaic_gui_settings import PRESETS, Settings
 from zemosaic_gui_text import section_label, tr
@@ -39,15 +37,12 @@ class Presets(Card):
         self._heading = label("heading")
         self.column.addWidget(self._heading)
         self.buttons: dict[str, QPushButton] = {}
-        self._group = QButtonGroup(self)
-        self._group.setExclusive(False)  # the user's own values may be none of them
         row = QHBoxLayout()
         row.setSpacing(8)
         for name in PRESETS:
             button = self.buttons[name] = QPushButton(checkable=True)
             button.setObjectName("preset")
             button.clicked.connect(lambda _, name=name: self._apply(name))
-            self._group.addButton(button)
             row.addWidget(button, 1)
         self._help = label("faint", wrap=True)
         self.column.addLayout(row)
@@ -98,7 +93,7 @@ class AllOptions(Card):
         self.retranslate()
         self._look()
 
-    def _scroll(self) -> QScrollArea:
+    def _scroll(self) -> ScrollArea:
         inside = QWidget()
         column = QVBoxLayout(inside)
         column.setContentsMargins(0, 0, 8, 0)
@@ -112,7 +107,7 @@ class AllOptions(Card):
             column.addWidget(row)
         column.addWidget(self._none)
         column.addStretch(1)
-        return scroll_area(inside)
+        return ScrollArea(inside, stops=False)
 
     def _look(self) -> None:
         """Show what the words are found in, advanced or not; without words what most users need."""
@@ -168,7 +163,7 @@ class MosaicPage(FollowsLanguage, QWidget):
         row = QHBoxLayout(self)
         row.setContentsMargins(GAP, GAP, GAP, GAP)
         row.setSpacing(GAP)
-        row.addWidget(scroll_area(inside), 5)
+        row.addWidget(ScrollArea(inside, stops=False), 5)
         row.addWidget(self.options, 6)
 
     def look_for_gpu(self) -> None:

@@ -6,13 +6,24 @@ import enum
 import re
 from collections.abc import Callable
 
-from PySide6.QtCore import QObject, QRectF, Qt, QTimer, QUrl
-from PySide6.QtGui import QDesktopServices, QKeyEvent
-from PySide6.QtWidgets import QFrame, QLabel, QPushButton, QScrollArea, QVBoxLayout, QWidget
+from PySide6.QtCore import QEvent, QObject, QRectF, QSize, Qt, QTimer, QUrl
+from PySide6.QtGui import QDesktopServices, QFontMetricsF, QKeyEvent
+from PySide6.QtWidgets import (
+    QApplication,
+    QBoxLayout,
+    QFrame,
+    QHBoxLayout,
+    QLabel,
+    QPushButton,
+    QScrollArea,
+    QVBoxLayout,
+    QWidget,
+)
 
 from zemosaic_gui_text import number_text, tr
 
 GAP = 16
+_LETTERS_PX = 15  # height of a line in the font for which widths are given here
 PROGRESS_MS = 60  # between two pictures of a progress: a bar that is set paints its window at once
 
 _STEP = 0.1  # of what is in view, for a key that moves
@@ -69,6 +80,70 @@ class Card(QFrame):
             self.column.addWidget(widget)
 
 
+class FoldingRow(QWidget):
+    """Rows of widgets beside each other; where that is too wide, below each other.
+
+    Parameters
+    ----------
+    rows : QHBoxLayout
+    wide : int
+        The place of the row that has the room to spare.
+    spacing : int
+        Between them, in pixels.
+    """
+
+    def __init__(self, *rows: QHBoxLayout, wide: int, spacing: int = 8) -> None:
+        super().__init__()
+        self._rows = rows
+        self._box = QBoxLayout(QBoxLayout.Direction.LeftToRight, self)
+        self._box.setContentsMargins(0, 0, 0, 0)
+        self._box.setSpacing(spacing)
+        for k, row in enumerate(rows):
+            self._box.addLayout(row, k == wide)
+
+    def minimumSizeHint(self) -> QSize:
+        """Ask for the width of the widest row."""
+        widest = max(row.minimumSize().width() for row in self._rows)
+        return QSize(widest, self._box.minimumSize().height())
+
+    def resizeEvent(self, event: QEvent) -> None:
+        """Fold or unfold."""
+        super().resizeEvent(event)
+        self._fold()
+
+    def event(self, event: QEvent) -> bool:
+        """Fold or unfold when what is in the rows changes."""
+        done = super().event(event)
+        if event.type() == QEvent.Type.LayoutRequest:
+            self._fold()
+        return done
+
+    def _fold(self) -> None:
+        wanted = sum(row.minimumSize().width() for row in self._rows) + self._box.spacing() * (len(self._rows) - 1)
+        directions = QBoxLayout.Direction
+        self._box.setDirection(directions.LeftToRight if wanted <= self.width() else directions.TopToBottom)
+
+
+class FocusRing(QFrame):
+    """Shows that a picture has the keyboard's focus; a border of its own would take room from what it draws."""
+
+    def __init__(self, picture: QWidget) -> None:
+        super().__init__(picture)
+        self.setObjectName("ring")
+        self.setAttribute(Qt.WidgetAttribute.WA_TransparentForMouseEvents)
+        self.hide()
+        picture.installEventFilter(self)
+
+    def eventFilter(self, picture: QWidget, event: QEvent) -> bool:
+        """Follow the picture."""
+        if event.type() == QEvent.Type.Resize:
+            self.resize(picture.size())
+        elif event.type() in (QEvent.Type.FocusIn, QEvent.Type.FocusOut):
+            self.setVisible(event.gotFocus())
+            self.raise_()
+        return super().eventFilter(picture, event)
+
+
 def label(name: str = "", *, wrap: bool = False) -> QLabel:
     """Return an empty label in one of the styles of `zemosaic_gui_theme`."""
     made = QLabel(wordWrap=wrap)
@@ -76,14 +151,48 @@ def label(name: str = "", *, wrap: bool = False) -> QLabel:
     return made
 
 
-def scroll_area(inside: QWidget, width: int | None = None) -> QScrollArea:
-    """Return an area that scrolls a widget up and down; of a fixed width, in pixels, if one is given."""
-    area = QScrollArea(widgetResizable=True)
-    area.setHorizontalScrollBarPolicy(Qt.ScrollBarPolicy.ScrollBarAlwaysOff)
-    if width is not None:
-        area.setFixedWidth(width)
-    area.setWidget(inside)
-    return area
+def sized(px: int) -> int:
+    """Return a length that holds as many letters where the system's font is larger."""
+    return max(px, round(px * QFontMetricsF(QApplication.font()).height() / _LETTERS_PX))
+
+
+class ScrollArea(QScrollArea):
+    """Scrolls a widget up and down; the tab key stops at it where keys are needed for that.
+
+    Parameters
+    ----------
+    inside : QWidget
+    width : int, optional
+        A fixed width, in pixels; for `sized`.
+    stops : bool
+        Whether the tab key may stop at it: not where it stops at every line inside.
+    """
+
+    def __init__(self, inside: QWidget, width: int | None = None, *, stops: bool = True) -> None:
+        super().__init__(widgetResizable=True)
+        self.setHorizontalScrollBarPolicy(Qt.ScrollBarPolicy.ScrollBarAlwaysOff)
+        self.setFocusPolicy(Qt.FocusPolicy.NoFocus)
+        if width is not None:
+            self.setFixedWidth(sized(width))
+        self.setWidget(inside)
+        if stops:
+            self.verticalScrollBar().rangeChanged.connect(self._allow_focus)
+
+    def minimumSizeHint(self) -> QSize:
+        """Ask for the width that the widget inside needs; it is scrolled up and down only."""
+        hint = super().minimumSizeHint()
+        needed = self.widget().minimumSizeHint().width() + self.verticalScrollBar().sizeHint().width()
+        return QSize(max(hint.width(), needed), hint.height())
+
+    def eventFilter(self, watched: QObject, event: QEvent) -> bool:
+        """Hear of the widget inside that it needs another width."""
+        if watched is self.widget() and event.type() == QEvent.Type.LayoutRequest:
+            self.updateGeometry()
+        return super().eventFilter(watched, event)
+
+    def _allow_focus(self, low: int, high: int) -> None:
+        policies = Qt.FocusPolicy
+        self.setFocusPolicy(policies.StrongFocus if high > low else policies.NoFocus)
 
 
 def move_by_key(event: QKeyEvent, view: object) -> bool:
@@ -103,6 +212,11 @@ def move_by_key(event: QKeyEvent, view: object) -> bool:
     else:
         return False
     return True
+
+
+def is_for_all(event: QKeyEvent) -> bool:
+    """Whether a key asks for everything to be shown: Home, or 0."""
+    return event.key() in (Qt.Key.Key_Home, Qt.Key.Key_0)
 
 
 def make_primary(button: QPushButton, primary: bool = True) -> None:

@@ -11,7 +11,7 @@ from zemosaic_gui_background import Background
 from zemosaic_gui_frame_card import FrameGlimpse
 from zemosaic_gui_helper import Helper
 from zemosaic_gui_lazy import LazyWidget
-from zemosaic_gui_parts import GAP, Card, duration_text, label, scroll_area, show_folder
+from zemosaic_gui_parts import GAP, Card, ScrollArea, duration_text, label, show_folder
 from zemosaic_gui_sentences import told
 from zemosaic_gui_text import tr
 from zemosaic_gui_theme import FollowsLanguage
@@ -64,17 +64,18 @@ class ResultPage(FollowsLanguage, QWidget):
             side.column.addWidget(widget)
         self.trouble.hide()
         self.picture.hide()
+        self.picture.setAlignment(Qt.AlignmentFlag.AlignHCenter | Qt.AlignmentFlag.AlignTop)
         inside = QWidget()
         column = QVBoxLayout(inside)
         column.setContentsMargins(0, 0, 0, 0)
         column.addWidget(side)
-        column.addWidget(self.picture)
-        column.addStretch(1)
+        column.addWidget(self.picture, 1)
+        column.addStretch(0)
         row = QHBoxLayout(self)
         row.setContentsMargins(GAP, GAP, GAP, GAP)
         row.setSpacing(GAP)
         row.addWidget(self.tabs, 1)
-        row.addWidget(scroll_area(inside, _SIDE_WIDTH))
+        row.addWidget(ScrollArea(inside, _SIDE_WIDTH))
 
     def _with_viewer(self, viewer: QWidget) -> None:
         if self._path is not None:

@@ -7,6 +7,7 @@ for what is in view, and their outlines, drawn where few are in view, are one pa
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import partial
 from itertools import chain, islice
 
 import numpy as np
@@ -18,7 +19,7 @@ from PySide6.QtWidgets import QGraphicsPathItem, QHBoxLayout, QLabel, QToolTip, 
 from zemosaic_events import PlannedTile, SurveyFrame
 from zemosaic_gui_background import Background
 from zemosaic_gui_legend import Ramp, Swatch
-from zemosaic_gui_parts import Later, TileState, move_by_key
+from zemosaic_gui_parts import FocusRing, FoldingRow, Later, TileState, is_for_all, move_by_key, sized
 from zemosaic_gui_sentences import told
 from zemosaic_gui_sky import SkyGrid, TangentPlane, covering, dec_text, depth_image, middle_of, ra_text, sky_grid
 from zemosaic_gui_text import tr
@@ -49,7 +50,8 @@ class SkyMap(FollowsLook, QWidget):
     """A map of frames and tiles, north up, east left.
 
     The wheel zooms, dragging moves, a click names the frame under it (`frame_clicked` with its id; another click
-    at the same place the next frame there). With the keyboard: arrows, plus, minus, Home for all.
+    at the same place the next frame there). With the keyboard: arrows, plus, minus, Home or 0 for all, Enter for
+    a click in the middle.
     """
 
     frame_clicked = Signal(str)
@@ -176,7 +178,7 @@ class SkyMap(FollowsLook, QWidget):
         self._view.setAspectLocked(True)
         self._view.sigRangeChanged.connect(self._on_view)
         self._view.sigRangeChangedManually.connect(self._stop_following)
-        self._plot.getAxis("left").setWidth(_AXIS_WIDTH)
+        self._plot.getAxis("left").setWidth(sized(_AXIS_WIDTH))
         self._depth = pg.ImageItem(axisOrder="row-major")
         self._depth.setColorMap(pg.colormap.get(_COLOUR_MAP))
         self._grid = pg.PlotCurveItem(connect="finite")
@@ -190,41 +192,45 @@ class SkyMap(FollowsLook, QWidget):
         self._plot.scene().sigMouseClicked.connect(self._on_click)
         self._plot.scene().sigMouseMoved.connect(self._on_hover)
         self._plot.installEventFilter(self)
+        FocusRing(self._plot)
         column = QVBoxLayout(self)
         column.setContentsMargins(0, 0, 0, 0)
         column.addWidget(self._plot, 1)
-        column.addLayout(self._legend())
+        column.addWidget(self._legend())
 
-    def _legend(self) -> QHBoxLayout:
-        row = QHBoxLayout()
-        row.setContentsMargins(8, 2, 8, 4)
-        row.setSpacing(14)
+    def _legend(self) -> FoldingRow:
+        depth, states = QHBoxLayout(), QHBoxLayout()
+        for row in (depth, states):
+            row.setContentsMargins(8, 2, 8, 4)
+            row.setSpacing(14)
         self._ramp_label = QLabel()
         self._ramp = Ramp(pg.colormap.get(_COLOUR_MAP).getLookupTable(0.15, 1.0, 64))
         self._canvas_swatch = Swatch(_CANVAS_COLOUR, Qt.BrushStyle.NoBrush, dashed=True)
         self._out_swatch = Swatch(_OUT_COLOUR, Qt.BrushStyle.NoBrush, dashed=True)
         self._swatches = {state: Swatch(*_TILE_COLOURS[state]) for state in TileState}
         for widget in (self._ramp_label, self._ramp, self._canvas_swatch, self._out_swatch):
-            row.addWidget(widget)
-        row.addStretch(1)
+            depth.addWidget(widget)
+        depth.addStretch(1)
         for swatch in self._swatches.values():
-            row.addWidget(swatch)
-        return row
+            states.addWidget(swatch)
+        states.addStretch(0)
+        return FoldingRow(depth, states, wide=0, spacing=0)
 
     def _paint_theme(self) -> None:
         palette = self.palette()
         text, base = palette.color(QPalette.ColorRole.Text), palette.color(QPalette.ColorRole.Base)
+        _pen = partial(_screen_pen, self.devicePixelRatioF())
         self._plot.setBackground(base)
         for side in ("bottom", "left"):
             axis = self._plot.getAxis(side)
             axis.enableAutoSIPrefix(False)
             # Not made to fit its labels, which would move the view, and so change the labels.
             axis.setStyle(autoExpandTextSpace=False)
-            axis.setPen(text)
+            axis.setPen(_pen(text, 1.0))
             axis.setTextPen(text)
         faint = QColor(text)
         faint.setAlpha(60)
-        self._grid.setPen(pg.mkPen(faint, width=1, style=Qt.PenStyle.DotLine))
+        self._grid.setPen(_pen(faint, 1.0, Qt.PenStyle.DotLine))
         soft = QColor(text)
         soft.setAlpha(130)
         self._outlines.setPen(_pen(soft, 1.0))
@@ -421,6 +427,13 @@ class SkyMap(FollowsLook, QWidget):
         excluded = tr("map.tip.excluded") if frame_id in self._excluded else ""
         return " · ".join(filter(None, (frame_id, exposure, frame.filter, excluded or told(frame.reason))))
 
+    def event(self, event: QEvent) -> bool:
+        """Draw lines anew that are as wide as the screen is fine."""
+        done = super().event(event)
+        if event.type() == QEvent.Type.DevicePixelRatioChange:
+            self._paint_theme()
+        return done
+
     def eventFilter(self, watched: object, event: QEvent) -> bool:
         """Move the map by keys."""
         if watched is self._plot and event.type() == QEvent.Type.KeyPress and self._on_key(event):
@@ -430,16 +443,20 @@ class SkyMap(FollowsLook, QWidget):
     def _on_key(self, event: QKeyEvent) -> bool:
         if move_by_key(event, self._view):
             self._stop_following()
-        elif event.key() == Qt.Key.Key_Home:
+        elif is_for_all(event):
             self.fit()
+        elif event.key() in (Qt.Key.Key_Return, Qt.Key.Key_Enter):
+            self.click(*self._view.viewRect().center().toTuple())
         else:
             return False
         return True
 
 
-def _pen(colour: QColor, width: float, style: Qt.PenStyle = Qt.PenStyle.SolidLine) -> QPen:
-    pen = QPen(colour, width, style)
-    pen.setCosmetic(True)  # pixels of the screen, whatever the zoom
+def _screen_pen(ratio: float, colour: QColor, width: float, style: Qt.PenStyle = Qt.PenStyle.SolidLine) -> QPen:
+    pen = QPen(colour, width * ratio, style)
+    pen.setCosmetic(
+        True
+    )  # in pixels of the screen, whatever the zoom; a fine one has `ratio` of them in place of one
     return pen
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from PySide6.QtCore import QEvent, Qt
-from PySide6.QtGui import QColor, QPalette
+from PySide6.QtGui import QColor, QFontInfo, QPalette
 from PySide6.QtWidgets import QApplication
 
 #: What the user may choose.
@@ -44,23 +44,26 @@ _DARK = {
     "error": "#ff8a80",
 }
 
+#: Sizes of letters, in those of the program's font.
+_LETTERS = {"title": 1.9, "number": 1.8, "heading": 1.2}
+
 _SHEET = """
 QToolTip { color: %(text)s; background: %(raised)s; border: 1px solid %(line)s; padding: 5px; }
 QFrame#card { background: %(raised)s; border: 1px solid %(line)s; border-radius: 10px; }
 QFrame#footer, QFrame#header { background: %(raised)s; }
 QFrame#header { border-bottom: 1px solid %(line)s; }
 QFrame#footer { border-top: 1px solid %(line)s; }
-QFrame#drop { background: %(raised)s; border: 2px dashed %(line)s; border-radius: 14px; }
-QFrame#drop[over="true"] { border-color: %(accent)s; background: %(hover)s; }
-QLabel#title { font-size: 17pt; font-weight: 600; }
-QLabel#heading { font-size: 11pt; font-weight: 600; }
+QLabel#title { font-size: %(title_pt)spt; font-weight: 600; }
+QLabel#heading { font-size: %(heading_pt)spt; font-weight: 600; }
 QLabel#faint { color: %(faint)s; }
-QLabel#number { font-size: 16pt; font-weight: 600; }
+QLabel#number { font-size: %(number_pt)spt; font-weight: 600; }
 QLabel#warning { color: %(warning)s; }
 QLabel#error { color: %(error)s; }
 QPushButton { padding: 6px 14px; border: 1px solid %(line)s; border-radius: 6px; background: %(raised)s; }
 QPushButton:hover, QToolButton:hover { background: %(hover)s; }
-QPushButton:focus, QToolButton:focus { border: 1px solid %(accent)s; }
+QPushButton:focus, QToolButton:focus { border: 2px solid %(accent)s; }
+QPushButton:focus { padding: 5px 13px; }
+QToolButton:focus { padding: 4px 7px; }
 QPushButton:disabled { color: %(faint)s; }
 QPushButton[primary="true"] {
     background: %(accent)s; color: %(on_accent)s; border: 1px solid %(accent)s;
@@ -70,22 +73,31 @@ QPushButton[primary="true"]:hover { background: %(accent_hover)s; }
 QPushButton[primary="true"]:focus { border: 2px solid %(text)s; padding: 7px 21px; }
 QPushButton[primary="true"]:disabled { background: %(hover)s; color: %(faint)s; border-color: %(line)s; }
 QToolButton { padding: 5px 8px; border: 1px solid transparent; border-radius: 6px; background: transparent; }
-QToolButton#step { padding: 9px 18px; font-size: 11pt; color: %(faint)s; border-radius: 8px; }
+QToolButton#step { padding: 9px 18px; font-size: %(heading_pt)spt; color: %(faint)s; border-radius: 8px; }
 QToolButton#step:checked { color: %(accent)s; background: %(hover)s; font-weight: 600; }
-QToolButton#step:focus { border: 1px solid %(line)s; }
+QPushButton, QToolButton, QCheckBox { outline: none; }
+QToolButton#step:focus { border: 2px solid %(accent)s; padding: 8px 17px; }
 QCheckBox::indicator {
     width: 16px; height: 16px; border: 1px solid %(edge)s; border-radius: 4px; background: %(base)s;
 }
-QCheckBox::indicator:hover, QCheckBox::indicator:focus { border-color: %(accent)s; }
+QCheckBox::indicator:hover { border-color: %(accent)s; }
 QCheckBox::indicator:checked {
     background: %(accent)s; border-color: %(accent)s; image: url("%(tick)s");
 }
+QCheckBox::indicator:focus { border: 2px solid %(accent)s; width: 14px; height: 14px; }
+QCheckBox::indicator:checked:focus { border: 2px solid %(text)s; }
 QToolButton::menu-indicator { image: none; }
-QPushButton#preset { text-align: left; padding: 10px 14px; }
-QPushButton#preset:checked { border: 2px solid %(accent)s; padding: 9px 13px; background: %(hover)s; }
+QPushButton#preset { text-align: left; padding: 10px 8px; }
+QPushButton#preset:checked { border: 2px solid %(accent)s; padding: 9px 7px; background: %(hover)s; }
+QPushButton#preset:focus { border: 2px solid %(text)s; padding: 9px 7px; }
+QPushButton#drop { background: %(raised)s; border: 2px dashed %(line)s; border-radius: 14px; padding: 0; }
+QPushButton#drop:focus { border-color: %(accent)s; padding: 0; }
+QPushButton#drop[over="true"] { border-color: %(accent)s; background: %(hover)s; }
 QLineEdit { padding: 4px 8px; border: 1px solid %(line)s; border-radius: 6px; background: %(base)s; }
-QLineEdit:focus { border-color: %(accent)s; }
-QPlainTextEdit, QTreeView, QTableView { border: 1px solid %(line)s; border-radius: 6px; }
+QLineEdit:focus { padding: 3px 7px; border: 2px solid %(accent)s; }
+QPlainTextEdit, QTableView { border: 1px solid %(line)s; border-radius: 6px; padding: 1px; }
+QPlainTextEdit:focus, QTableView:focus { border: 2px solid %(accent)s; padding: 0; }
+QFrame#ring { border: 2px solid %(accent)s; background: transparent; }
 QHeaderView::section { padding: 5px 8px; border: none; border-bottom: 1px solid %(line)s; background: %(raised)s; }
 QScrollBar:vertical { background: transparent; width: 10px; margin: 0; }
 QScrollBar:horizontal { background: transparent; height: 10px; margin: 0; }
@@ -94,7 +106,9 @@ QScrollBar::handle:hover { background: %(faint)s; }
 QScrollBar::add-line, QScrollBar::sub-line { width: 0; height: 0; }
 QScrollBar::add-page, QScrollBar::sub-page { background: transparent; }
 QScrollArea, QScrollArea > QWidget > QWidget { background: transparent; border: none; }
-QFrame#card QScrollArea { border: none; }
+QScrollArea:focus { border: 2px solid %(accent)s; border-radius: 6px; }
+QSlider { border: 1px solid transparent; border-radius: 4px; }
+QSlider:focus { border: 1px solid %(accent)s; }
 QProgressBar { border: none; border-radius: 5px; background: %(hover)s; max-height: 10px; min-height: 10px; }
 QProgressBar::chunk { border-radius: 5px; background: %(accent)s; }
 QTabWidget::pane { border: 1px solid %(line)s; border-radius: 8px; background: %(raised)s; top: -1px; }
@@ -141,7 +155,13 @@ def apply_theme(application: QApplication, theme: str) -> None:
         application.setStyle("Fusion")
     application.setPalette(_palette(colours))
     tick = _PICTURES / ("tick_dark.svg" if is_dark(theme) else "tick_light.svg")
-    application.setStyleSheet(_SHEET % (colours | {"tick": tick.as_posix()}))
+    application.setStyleSheet(_SHEET % (colours | _sizes(application) | {"tick": tick.as_posix()}))
+
+
+def _sizes(application: QApplication) -> dict[str, str]:
+    """Return the sizes of the large letters, which grow with the system's own."""
+    points = QFontInfo(application.font()).pointSizeF()
+    return {f"{name}_pt": f"{times * points:.1f}" for name, times in _LETTERS.items()}
 
 
 def _palette(colours: dict[str, str]) -> QPalette:

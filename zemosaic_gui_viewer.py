@@ -27,7 +27,7 @@ from PySide6.QtWidgets import (
 from zemosaic_events import CancelToken
 from zemosaic_gui_background import Background
 from zemosaic_gui_legend import Ramp
-from zemosaic_gui_parts import Later, move_by_key
+from zemosaic_gui_parts import FocusRing, FoldingRow, Later, is_for_all, move_by_key
 from zemosaic_gui_pyramid import (
     MODES,
     ImageInfo,
@@ -84,7 +84,7 @@ def _load(path: Path, cancel: CancelToken) -> _Layer:
 class MosaicViewer(FollowsLook, QWidget):
     """Shows a mosaic of any size.
 
-    The wheel zooms, dragging moves; with the keyboard: arrows, plus, minus, Home for all, 1 for one to one.
+    The wheel zooms, dragging moves; with the keyboard: arrows, plus, minus, Home or 0 for all, 1 for one to one.
     `opened` has the path when the picture is there, `failed` says why it is not.
     """
 
@@ -181,6 +181,8 @@ class MosaicViewer(FollowsLook, QWidget):
         self._one_button.setText(tr("viewer.one_to_one"))
         self._reset_button.setText(tr("viewer.reset"))
         self._coverage_box.setText(tr("viewer.coverage"))
+        self._channel.setAccessibleName(tr("viewer.channel"))
+        self._mode.setAccessibleName(tr("viewer.mode"))
         for k in range(self._channel.count()):
             self._channel.setItemText(k, tr(f"viewer.channel.{('rgb', 'red', 'green', 'blue')[k]}"))
         for k, mode in enumerate(MODES):
@@ -208,16 +210,17 @@ class MosaicViewer(FollowsLook, QWidget):
         self._view.sigRangeChanged.connect(self._on_view)
         self._plot.scene().sigMouseMoved.connect(self._on_hover)
         self._plot.installEventFilter(self)
+        FocusRing(self._plot)
         self._note = QLabel(self._plot, alignment=Qt.AlignmentFlag.AlignCenter, wordWrap=True)
         self._readout, self._zoom_label = QLabel(), QLabel()
         self._readout.setTextInteractionFlags(Qt.TextInteractionFlag.TextSelectableByMouse)
         column = QVBoxLayout(self)
         column.setContentsMargins(0, 0, 0, 0)
-        column.addLayout(self._bar())
+        column.addWidget(self._bar())
         column.addWidget(self._plot, 1)
         column.addLayout(self._foot())
 
-    def _bar(self) -> QHBoxLayout:
+    def _bar(self) -> FoldingRow:
         self._fit_button, self._one_button, self._reset_button = QPushButton(), QPushButton(), QPushButton()
         self._fit_button.clicked.connect(self.fit)
         self._one_button.clicked.connect(self.one_to_one)
@@ -229,16 +232,17 @@ class MosaicViewer(FollowsLook, QWidget):
             self._mode.addItem("", mode)
         self._channel.currentIndexChanged.connect(self._paint)
         self._mode.currentIndexChanged.connect(self._paint)
-        bar = QHBoxLayout()
+        views, sliders = QHBoxLayout(), QHBoxLayout()
         for widget in (self._fit_button, self._one_button, self._channel, self._mode):
-            bar.addWidget(widget)
+            views.addWidget(widget)
+        views.addStretch(0)
         self._sliders = {name: self._slider() for name in _SLIDERS}
         self._slider_labels = {name: QLabel(buddy=slider) for name, slider in self._sliders.items()}
         for name, slider in self._sliders.items():
-            bar.addWidget(self._slider_labels[name])
-            bar.addWidget(slider, 1)
-        bar.addWidget(self._reset_button)
-        return bar
+            sliders.addWidget(self._slider_labels[name])
+            sliders.addWidget(slider, 1)
+        sliders.addWidget(self._reset_button)
+        return FoldingRow(views, sliders, wide=1)
 
     def _slider(self) -> QSlider:
         slider = QSlider(Qt.Orientation.Horizontal, minimum=-_SLIDER_STEPS, maximum=_SLIDER_STEPS)
@@ -432,7 +436,7 @@ class MosaicViewer(FollowsLook, QWidget):
     def _on_key(self, event: QKeyEvent) -> bool:
         if move_by_key(event, self._view):
             return True
-        if event.key() == Qt.Key.Key_Home:
+        if is_for_all(event):
             self.fit()
         elif event.key() == Qt.Key.Key_1:
             self.one_to_one()

@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 
 from PySide6.QtCore import QEvent, QLocale, QSettings, Qt, QTimer
-from PySide6.QtGui import QActionGroup, QKeySequence, QShortcut
+from PySide6.QtGui import QActionGroup, QKeyEvent, QKeySequence, QShortcut
 from PySide6.QtWidgets import (
     QApplication,
     QButtonGroup,
@@ -81,6 +81,7 @@ class MainWindow(FollowsLanguage, QMainWindow):
         self.settings, self._memory = settings, memory
         self.survey, self.run = Job(self), Job(self)
         self._stale_survey = self._survey_again = self._stale_result = False
+        self._waiting: QWidget | None = None  # has the keyboard's focus until there is a button for it
         self._leaving = False
         self._request: RunRequest | None = None  # of the run that goes on, or was the last
         self._made_by: RunRequest | None = None  # the result
@@ -121,7 +122,7 @@ class MainWindow(FollowsLanguage, QMainWindow):
         for k, name in enumerate(STEPS, start=1):
             step = self.steps[name] = QToolButton(checkable=True)
             step.setObjectName("step")
-            step.setFocusPolicy(Qt.FocusPolicy.TabFocus)
+            step.setToolTip(QKeySequence(f"Ctrl+{k}").toString(QKeySequence.SequenceFormat.NativeText))
             step.clicked.connect(lambda _, name=name: self.go(name))
             QShortcut(QKeySequence(f"Ctrl+{k}"), self, lambda name=name: self.go(name))
             group.addButton(step)
@@ -184,6 +185,8 @@ class MainWindow(FollowsLanguage, QMainWindow):
         """Go to a step."""
         self.stack.setCurrentWidget(self.pages[name])
         self.steps[name].setChecked(True)
+        for other, step in self.steps.items():  # of them the tab key stops at this one; arrows go to the others
+            step.setFocusPolicy(Qt.FocusPolicy.TabFocus if other == name else Qt.FocusPolicy.NoFocus)
         if name in ("input", "run") and self._stale_survey and not self.run.running:
             self.look()
         if name == "run" and not self.run.running:
@@ -216,9 +219,7 @@ class MainWindow(FollowsLanguage, QMainWindow):
         """Name and enable the buttons as things are."""
         running, step = self.run.running, self.step
         self.back.setVisible(step != "input")
-        self.cancel.setVisible(step == "run" and (running or self._has_result()))
         self.cancel.setText(tr("do.cancel" if running else "do.again"))
-        self.primary.setVisible(not (step == "run" and running))
         name = {"input": "do.next", "mosaic": "do.next", "run": "do.start", "result": "do.folder"}[step]
         if step == "input" and not self.settings.value("input_dir"):
             name = "do.choose"
@@ -227,8 +228,23 @@ class MainWindow(FollowsLanguage, QMainWindow):
         elif step == "run" and self._needs_grid():
             name = "do.grid"
         self.primary.setText(tr(name))
-        self.primary.setEnabled(self._can_lead_on())
+        at_run = step == "run"
+        self._offer(primary=not (at_run and running), cancel=at_run and (running or self._has_result()))
         self.hint.setText(tr(f"hint.{step}") if not running else tr("hint.running"))
+
+    def _offer(self, *, primary: bool, cancel: bool) -> None:
+        """Show these buttons. While the keyboard's focus cannot stay on one, it waits at the tabs of the page."""
+        usable = primary and self._can_lead_on()
+        if (self.primary.hasFocus() and not usable) or (self.cancel.hasFocus() and not cancel):
+            self._waiting = self.pages[self.step].tabs.tabBar()
+            self._waiting.setFocus()
+        self.primary.setVisible(primary)
+        self.primary.setEnabled(usable)
+        self.cancel.setVisible(cancel)
+        if usable and self._waiting is not None:
+            if self._waiting.hasFocus():
+                self.primary.setFocus()
+            self._waiting = None
 
     def _can_lead_on(self) -> bool:
         if self.step == "input":
@@ -480,6 +496,15 @@ class MainWindow(FollowsLanguage, QMainWindow):
         """Begin at the button that leads on."""
         super().showEvent(event)
         QTimer.singleShot(0, self.primary.setFocus)  # after Qt has chosen the first of all
+
+    def keyPressEvent(self, event: QKeyEvent) -> None:
+        """Let Enter press a button, as the space bar does; Qt knows that for dialogs only."""
+        button = self.focusWidget()
+        enter = event.key() in (Qt.Key.Key_Return, Qt.Key.Key_Enter) and not event.isAutoRepeat()
+        if enter and isinstance(button, QPushButton | QToolButton):
+            button.click()
+        else:
+            super().keyPressEvent(event)
 
     # ---- the end -----------------------------------------------------------------------------------------
 

@@ -16,7 +16,6 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-WIDTH, HEIGHT = 1240, 800
 WAIT_S = 300
 
 
@@ -24,6 +23,8 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Make pictures of the desktop program.")
     parser.add_argument("folder", type=Path)
     parser.add_argument("--frames", type=Path, help="folder of frames (default: the demo's are made)")
+    parser.add_argument("--points", type=float, help="size of the letters (default: the system's)")
+    parser.add_argument("--size", type=int, nargs=2, default=(1240, 800), metavar=("WIDTH", "HEIGHT"))
     parser.add_argument("--themes", nargs="+", default=["light", "dark"])
     parser.add_argument("--languages", nargs="+", default=["en", "fr"])
     return parser.parse_args()
@@ -49,7 +50,7 @@ def wait_until(done: Callable[[], bool]) -> None:
 class Photographer:
     """Walks through the program and takes pictures."""
 
-    def __init__(self, folder: Path, theme: str, language: str) -> None:
+    def __init__(self, folder: Path, theme: str, language: str, size: tuple[int, int]) -> None:
         from PySide6.QtWidgets import QApplication
 
         from zemosaic_gui_settings import Settings
@@ -60,7 +61,7 @@ class Photographer:
         set_language(language)
         self.window = MainWindow(Settings({"grid_mode_enabled": True, "grid_workers": 2}), open_memory())
         self.window.use_theme(theme)
-        self.window.resize(WIDTH, HEIGHT)
+        self.window.resize(*size)
         self.window.show()
         self.application = QApplication.instance()
 
@@ -142,9 +143,13 @@ def main() -> None:
         from PySide6.QtWidgets import QApplication
 
         application = QApplication([])
+        if arguments.points:
+            font = application.font()
+            font.setPointSizeF(arguments.points)
+            application.setFont(font)
         for theme in arguments.themes:
             for language in arguments.languages:
-                photographer = Photographer(folder, theme, language)
+                photographer = Photographer(folder, theme, language, arguments.size)
                 output = Path("Mosaic")
                 photographer.walk(frames, output)
                 shutil.rmtree(output)
