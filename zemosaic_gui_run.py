@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -31,7 +32,7 @@ from zemosaic_gui_parts import GAP, PROGRESS_MS, Card, Later, TileState, duratio
 from zemosaic_gui_sentences import told
 from zemosaic_gui_text import tr
 from zemosaic_gui_theme import FollowsLanguage
-from zemosaic_types import RunDied
+from zemosaic_types import LeftOut, RunDied
 
 _TICK_MS = 500
 _STEPS = 1000
@@ -40,6 +41,17 @@ _PHASES = (
     *("group", "stack", "coadd", "add", "assemble"),
 )
 _LINES_AT_MOST = 3  # of a reason, in the status; the log has it all
+
+
+@dataclass
+class _Loss:
+    """Why a frame is missing: the first reason, and how many more there are; called, it says so."""
+
+    reason: str
+    more: int = 0
+
+    def __call__(self) -> str:
+        return told(self.reason) + (tr("problems.more", n=self.more) if self.more else "")
 
 
 class RunPage(FollowsLanguage, QWidget):
@@ -52,8 +64,9 @@ class RunPage(FollowsLanguage, QWidget):
         self._excluded: frozenset[str] = frozenset()
         self._tiles: dict[int, PlannedTile] = {}
         self._states: dict[int, TileState] = {}
+        self._losses: dict[str, _Loss] = {}
         self._status = ("run.ready", {})
-        self._details = self._facts = _nothing
+        self._details, self._facts, self._over = _nothing, _no_facts, False
         self.took_s: float | None = None
         self.status, self.detail = label("title"), label("faint", wrap=True)
         self.eta = label("number")
@@ -114,10 +127,13 @@ class RunPage(FollowsLanguage, QWidget):
         self._tiles, self._states = {tile.tile: tile for tile in tiles}, {}
         self.map.do(self._with_map)
 
-    def show_plan(self, facts: Callable[[], str], trouble: str = "") -> None:
-        """Say what a run would do, by what says it in the language in use, or what is in its way."""
-        self._facts = facts
-        self.facts.setText(facts())
+    def show_plan(self, facts: Callable[[bool], str], trouble: str = "") -> None:
+        """Say what a run would do, or what is in its way.
+
+        `facts` says it in the language in use; it is told whether the run is over.
+        """
+        self._facts, self._over = facts, False
+        self._show_facts()
         self._say("run.blocked" if trouble else "run.ready", trouble)
 
     # ---- a run -------------------------------------------------------------------------------------------
@@ -125,7 +141,7 @@ class RunPage(FollowsLanguage, QWidget):
     def begin(self, pipeline: str, expected_s: tuple[float, float] | None) -> None:
         """A run starts; `expected_s` is the range of its time, if that was estimated."""
         self._clock = RunClock(time.monotonic(), expected_s, pipeline)
-        self._states, self.took_s = {}, None
+        self._states, self._losses, self.took_s = {}, {}, None
         self.log.clear()
         self.problems.clear()
         self.map.do(lambda sky_map: sky_map.set_tiles(self._tiles.values()))
@@ -152,9 +168,18 @@ class RunPage(FollowsLanguage, QWidget):
                 self._mark(tile, TileState.FAILED)
                 self.problems.add(partial(tr, "problems.tile", tile=tile), reason)
             case FrameLeftOut(left_out) if left_out.missed:
-                self.problems.add(Path(left_out.path).name, left_out.reason)
+                self._lose(left_out)
         text, _, level = describe(event)
         self.log.add(text, level)
+
+    def _lose(self, item: LeftOut) -> None:
+        """List a frame that is missing, once: one that cannot be read is missing from each of its tiles."""
+        if (loss := self._losses.get(item.path)) is not None:
+            loss.more += 1
+            self.problems.viewport().update()
+            return
+        self._losses[item.path] = loss = _Loss(item.reason)
+        self.problems.add(Path(item.path).name, loss)
 
     def _on_progress(self, event: PhaseProgress) -> None:
         phase, done, total, unit = event.phase, event.done, event.total, event.unit
@@ -186,7 +211,8 @@ class RunPage(FollowsLanguage, QWidget):
         """The run has ended."""
         self._tick.stop()
         self._soon.stop()
-        self.took_s = self._clock.elapsed(time.monotonic())
+        self.took_s, self._over = self._clock.elapsed(time.monotonic()), True
+        self._show_facts()
         self._show_times()
         names = {
             FinishReason.COMPLETE: "run.complete",
@@ -213,6 +239,9 @@ class RunPage(FollowsLanguage, QWidget):
         details = self._details()
         self.detail.setText(details)
         self.detail.setVisible(bool(details))
+
+    def _show_facts(self) -> None:
+        self.facts.setText(self._facts(self._over))
 
     def _show_times(self) -> None:
         if self.took_s is not None:
@@ -243,9 +272,13 @@ class RunPage(FollowsLanguage, QWidget):
     def retranslate(self) -> None:
         """Take the words anew."""
         self._name_tabs()
-        self.facts.setText(self._facts())
+        self._show_facts()
         self._show_status()
         self._show_times()
+
+
+def _no_facts(_over: bool) -> str:
+    return ""
 
 
 def _nothing() -> str:

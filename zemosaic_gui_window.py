@@ -80,7 +80,7 @@ class MainWindow(FollowsLanguage, QMainWindow):
         super().__init__()
         self.settings, self._memory = settings, memory
         self.survey, self.run = Job(self), Job(self)
-        self._stale_survey = self._survey_again = self._stale_result = False
+        self._stale_survey = self._survey_again = self._stale_result = self._changed_since = False
         self._waiting: QWidget | None = None  # has the keyboard's focus until there is a button for it
         self._leaving = False
         self._request: RunRequest | None = None  # of the run that goes on, or was the last
@@ -154,7 +154,7 @@ class MainWindow(FollowsLanguage, QMainWindow):
         self.input.folder_chosen.connect(self.look)
         self.input.rescan.connect(self.look)
         self.input.excluded_changed.connect(self._on_excluded)
-        self.result_page.excluded_changed.connect(self.input.set_excluded)
+        self.result_page.excluded_changed.connect(self._on_result_excluded)
         self.settings.changed.connect(self._on_setting)
         self.settings.replaced.connect(self.look)
         self.survey.told.connect(self._on_survey)
@@ -302,13 +302,20 @@ class MainWindow(FollowsLanguage, QMainWindow):
             self._show_state()
 
     def _on_excluded(self, frame_ids: frozenset[str]) -> None:
-        self._stale_survey = self._stale_result = True  # the mosaic may be smaller
+        self._stale_survey = self._stale_result = self._changed_since = True  # the mosaic may be smaller
         self.result_page.set_excluded(frame_ids)
         self._show_state()
 
+    def _on_result_excluded(self, frame_ids: frozenset[str]) -> None:
+        """Leave out what was ticked off in the table of the result, if its frames are those of the first page."""
+        made_by = self._made_by
+        other = made_by is not None and Path(self.settings.value("input_dir")) != made_by.input_folder
+        if not other and frame_ids <= self.input.found.frames.keys():
+            self.input.set_excluded(frame_ids)
+
     def _on_setting(self, key: str) -> None:
         self._stale_survey |= key in _SURVEY_KEYS
-        self._stale_result = True
+        self._stale_result = self._changed_since = True
         self._show_state()
 
     # ---- run ---------------------------------------------------------------------------------------------
@@ -375,6 +382,7 @@ class MainWindow(FollowsLanguage, QMainWindow):
             drop_suggested=drop_suggested,
             excluded=tuple(sorted(self.input.excluded)),
         )
+        self._changed_since = False
         done = self.input.found.done
         self._show_plan()
         self.run_page.begin(name, done.wall_s if done else None)
@@ -413,7 +421,7 @@ class MainWindow(FollowsLanguage, QMainWindow):
     def _on_run_end(self, event: RunFinished, outcome: object) -> None:
         self.run_page.end(event, outcome)
         if isinstance(outcome, RunResult):
-            self._stale_result, self._made_by = False, self._request
+            self._stale_result, self._made_by = self._changed_since, self._request
             self.result_page.show_result(outcome, self.run_page.took_s)
         self._show_state()
         if self._leaving:
@@ -528,12 +536,14 @@ class MainWindow(FollowsLanguage, QMainWindow):
         event.accept()
 
 
-def _facts(n_frames: int | None, pipeline: str, wall_s: tuple[float, float] | None, output: str) -> str:
-    """Return what a run would do, in the language in use; without what a survey has not found out yet."""
+def _facts(
+    n_frames: int | None, pipeline: str, wall_s: tuple[float, float] | None, output: str, over: bool
+) -> str:
+    """Return what a run does, in the language in use: what a survey has found, and until it is `over` its time."""
     facts = [] if n_frames is None else [tr("found.frames", n=n_frames)]
     if pipeline:
         facts.append(tr(f"pipeline.{pipeline}"))
-    if wall_s is not None:
+    if wall_s is not None and not over:
         facts.append(tr("run.expected", range=duration_range(*wall_s)))
     return "  ·  ".join([*facts, output])
 

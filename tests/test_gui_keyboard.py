@@ -298,6 +298,11 @@ def test_language_and_theme_are_chosen_by_keys(qtbot):
         qtbot.waitUntil(lambda: window.view.text() == "Langue et thème", timeout=5000)
 
 
+def shown_frame(window):
+    """The name on the card of the frame that is chosen, without the places where it may be broken."""
+    return window.input.frame.name.text().replace("\u200b", "")
+
+
 def test_the_sky_map_moves_zooms_and_chooses_a_frame_by_keys(qtbot, frames, tmp_path):
     with begun(qtbot, output_dir=str(tmp_path)) as window:
         looked_at(qtbot, window, frames)
@@ -312,10 +317,10 @@ def test_the_sky_map_moves_zooms_and_chooses_a_frame_by_keys(qtbot, frames, tmp_
         press(KEY.Key_0)
         assert view.viewRect().getRect() == pytest.approx(whole.getRect())
         press(KEY.Key_Return)
-        first = window.input.frame.name.text()
+        first = shown_frame(window)
         assert first in window.input.found.frames
         press(KEY.Key_Return)
-        assert window.input.frame.name.text() in set(window.input.found.frames) - {first}
+        assert shown_frame(window) in set(window.input.found.frames) - {first}
 
 
 def test_the_table_chooses_ticks_and_sorts_by_keys(qtbot, frames, tmp_path):
@@ -327,7 +332,7 @@ def test_the_table_chooses_ticks_and_sorts_by_keys(qtbot, frames, tmp_path):
         view = next(v for v in window.input.table.widget.findChildren(QAbstractItemView) if v.accessibleName())
         view.setFocus()
         press(KEY.Key_Down)
-        chosen = window.input.frame.name.text()
+        chosen = shown_frame(window)
         press(KEY.Key_Space)
         assert window.input.excluded == {chosen}
         press(KEY.Key_Home, KEY.Key_Return)

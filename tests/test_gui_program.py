@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -282,6 +283,41 @@ def test_without_the_worst_takes_the_frames_of_the_result_not_those_chosen_since
         assert "drop_suggested = True" in log_of(window)
         assert f"excluded = {tuple(mine)!r}" in log_of(window)
         assert window.input.input.line.text() == str(frames)
+
+
+def test_what_is_changed_during_a_run_is_not_in_its_result(qtbot, frames, tmp_path, strange):
+    strange("record", "recording_pipeline")
+    values = dict(input_dir=str(frames), output_dir=str(tmp_path / "out"), grid_mode_enabled=True)
+    with opened(qtbot, **values) as window:
+        qtbot.waitUntil(lambda: not window.survey.running, timeout=LONG_MS)
+        to_the_run(qtbot, window)
+        start(qtbot, window)
+        window.settings.set("stacking_kappa_low", 2.5)
+        wait_for_the_end(qtbot, window)
+        assert window.primary.text() == "Start"
+        start(qtbot, window)
+        wait_for_the_end(qtbot, window)
+        assert window.primary.text() == "See the result"
+
+
+def test_the_table_of_a_result_leaves_nothing_out_of_another_folder(qtbot, frames, tmp_path, strange):
+    strange("record", "recording_pipeline")
+    other = tmp_path / "other"
+    shutil.copytree(frames, other)
+    values = dict(input_dir=str(frames), output_dir=str(tmp_path / "out"), grid_mode_enabled=True)
+    with opened(qtbot, **values) as window:
+        qtbot.waitUntil(lambda: not window.survey.running, timeout=LONG_MS)
+        name = min(window.input.found.frames)
+        to_the_run(qtbot, window)
+        start(qtbot, window)
+        wait_for_the_end(qtbot, window)
+        window.result_page.excluded_changed.emit(frozenset({name}))
+        assert window.input.excluded == {name}
+        window.input.choose(str(other))
+        qtbot.waitUntil(lambda: not window.survey.running, timeout=LONG_MS)
+        assert window.input.excluded == frozenset()
+        window.result_page.excluded_changed.emit(frozenset({name}))
+        assert window.input.excluded == frozenset()
 
 
 def test_without_the_worst_replaces_no_mosaic_elsewhere_and_none_unasked(qtbot, frames, tmp_path, strange):

@@ -221,7 +221,7 @@ def test_the_page_of_a_run_follows_the_language_to_the_end(qtbot):
 def test_what_a_run_does_and_did_follows_the_language_in_its_midst_and_behind_it(qtbot):
     page = RunPage()
     qtbot.addWidget(page)
-    page.show_plan(lambda: tr("found.frames", n=12))
+    page.show_plan(lambda _over: tr("found.frames", n=12))
     page.begin("grid", None)
     page.hear(PhaseProgress("measure", 3, 12))
     qtbot.waitUntil(lambda: page.detail.text() == "3 of 12")
@@ -242,6 +242,37 @@ def test_every_phase_that_a_run_tells_of_has_words_and_a_share_of_the_time():
     assert {"headers", "align", "stack", "coadd"} < phases
     assert phases == set(zemosaic_gui_run._PHASES)
     assert {_SAME.get(phase, phase) for phase in phases} == set(_CLASSIC_SHARES)
+
+
+def test_a_frame_that_is_missing_from_many_tiles_is_listed_once(qtbot):
+    page = RunPage()
+    qtbot.addWidget(page)
+    page.begin("grid", None)
+    page.hear(FrameLeftOut(LeftOut("/a/b.fit", f"missing from tile 3: {EMPTY}")))
+    page.hear(FrameLeftOut(LeftOut("/a/c.fit", EMPTY)))
+    for tile in range(4, 8):
+        page.hear(FrameLeftOut(LeftOut("/a/b.fit", f"missing from tile {tile}: {EMPTY}")))
+    assert cells(page.problems, 0) == ["b.fit", "c.fit"]
+    assert cells(page.problems, 1) == [f"missing from tile 3: {EMPTY}; 4 more in the log", EMPTY]
+    speaking("fr", page)
+    assert cells(page.problems, 1)[0].endswith("; 4 autre(s) dans le journal")
+    page.begin("grid", None)
+    page.hear(FrameLeftOut(LeftOut("/a/b.fit", EMPTY)))
+    assert len(cells(page.problems, 0)) == 1
+    page.shutdown()
+
+
+def test_what_was_expected_of_a_run_is_not_said_behind_it(qtbot):
+    page = RunPage()
+    qtbot.addWidget(page)
+    page.show_plan(lambda over: "six frames" if over else "six frames, 3 to 9 s")
+    page.begin("grid", (3.0, 9.0))
+    assert page.facts.text() == "six frames, 3 to 9 s"
+    page.end(RunFinished(FinishReason.COMPLETE), None)
+    assert page.facts.text() == "six frames"
+    page.show_plan(lambda over: "six frames" if over else "six frames, 3 to 9 s")
+    assert page.facts.text() == "six frames, 3 to 9 s"
+    page.shutdown()
 
 
 @pytest.fixture
