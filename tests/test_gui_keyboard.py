@@ -249,6 +249,12 @@ def test_a_run_is_started_and_seen_by_keys_alone(qtbot, frames, tmp_path, monkey
         for words in ("workers = 2", "gpu_decided_by = 'use_gpu_grid'", "refine_wcs = 'off'"):
             assert words in said
         assert QApplication.focusWidget() is window.primary
+        press(KEY.Key_Backtab)
+        assert QApplication.focusWidget() is window.cancel
+        press(KEY.Key_2, modifier=Qt.KeyboardModifier.ControlModifier)
+        assert QApplication.focusWidget() is window.primary  # the other one is not here
+        press(KEY.Key_Space)
+        assert window.step == "run"
         press(KEY.Key_Space)
         assert window.step == "result"
 
@@ -432,7 +438,9 @@ def large_letters():
 def test_large_letters_are_not_cut(qtbot, frames, mosaic, tmp_path, large_letters):
     with begun(qtbot, output_dir=str(tmp_path)) as window:
         for page in walk(qtbot, window, frames, mosaic):
-            assert_nothing_is_cut(qtbot, window, page)
+            for size in ((1240, 800), (1, 700)):  # as narrow as it goes
+                window.resize(*size)
+                assert_nothing_is_cut(qtbot, window, page)
         assert window.run_page.status.font().pointSizeF() > 1.5 * large_letters
 
 
