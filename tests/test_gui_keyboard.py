@@ -240,6 +240,7 @@ def test_a_run_is_started_and_seen_by_keys_alone(qtbot, frames, tmp_path, monkey
         press(KEY.Key_Space)
         assert window.step == "run"
         assert window.primary.text() == "Start"
+        qtbot.waitUntil(lambda: not window.survey.running, timeout=LONG_MS)
 
         press(KEY.Key_Return)
         assert window.run.running
