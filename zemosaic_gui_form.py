@@ -250,7 +250,7 @@ class OptionRow(FollowsLanguage, QWidget):
         self.editor.setFixedWidth(sized(_EDITOR_WIDTH))
         row = QHBoxLayout(self)
         row.setContentsMargins(0, 5, 0, 5)
-        row.setSpacing(8)
+        row.setSpacing(6)
         row.addLayout(words, 1)
         row.addWidget(self.editor)
         row.addWidget(self._back)

@@ -236,7 +236,8 @@ class MainWindow(FollowsLanguage, QMainWindow):
         """Show these buttons. While the keyboard's focus cannot stay on one, it waits at the tabs of the page."""
         usable = primary and self._can_lead_on()
         if (self.primary.hasFocus() and not usable) or (self.cancel.hasFocus() and not cancel):
-            self._waiting = self.pages[self.step].tabs.tabBar()
+            page = self.pages[self.step]
+            self._waiting = self.steps["mosaic"] if page is self.mosaic else page.tabs.tabBar()
             self._waiting.setFocus()
         self.primary.setVisible(primary)
         self.primary.setEnabled(usable)

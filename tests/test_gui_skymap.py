@@ -8,8 +8,9 @@ pytest.importorskip("pyqtgraph")
 
 from dataclasses import replace
 
-from PySide6.QtCore import QPointF, Qt
+from PySide6.QtCore import QEvent, QPointF, Qt
 from PySide6.QtGui import QColor, QPalette
+from PySide6.QtWidgets import QApplication
 
 from pictures import (
     BAD_REASON,
@@ -271,3 +272,27 @@ def test_tiles_that_are_planned_anew_while_others_are_being_made_wait_for_their_
     settle(qtbot, sky_map)
     assert len(sky_map._tile_quads) == len(then)
     assert sky_map.tile_state(then[0].tile) is TileState.WAITING
+
+
+def test_lines_are_as_wide_on_a_fine_screen(sky_map, monkeypatch):
+    items = [sky_map._highlight_item, sky_map._canvas_item, sky_map._outlines]
+    before = [item.pen().widthF() for item in items]
+    monkeypatch.setattr(sky_map, "devicePixelRatioF", lambda: 2.0)
+    QApplication.sendEvent(sky_map, QEvent(QEvent.Type.DevicePixelRatioChange))
+    assert [item.pen().widthF() for item in items] == [2.0 * width for width in before]
+
+
+def test_the_legend_takes_two_lines_where_one_is_too_long(qtbot, sky_map):
+    sky_map.set_frames(frames_on(CANVAS, 10))
+    sky_map.set_tiles(tiles_on(CANVAS))
+    qtbot.waitUntil(lambda: not sky_map.busy, timeout=20_000)
+    first, last = sky_map._ramp_label, sky_map._swatches[TileState.DONE]
+    sky_map.resize(1000, 480)
+    qtbot.waitUntil(lambda: height_of(first) == height_of(last), timeout=5000)
+    sky_map.resize(sky_map.minimumSizeHint().width(), 480)
+    assert sky_map.width() < 600
+    qtbot.waitUntil(lambda: height_of(first) < height_of(last), timeout=5000)
+
+
+def height_of(widget):
+    return widget.mapTo(widget.window(), widget.rect().center()).y() // 5
