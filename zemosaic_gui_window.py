@@ -152,11 +152,11 @@ class MainWindow(FollowsLanguage, QMainWindow):
 
     def _connect(self) -> None:
         self.input.folder_chosen.connect(self.look)
-        self.input.rescan.connect(self.look)
+        self.input.rescan.connect(self._look_anew)
         self.input.excluded_changed.connect(self._on_excluded)
         self.result_page.excluded_changed.connect(self._on_result_excluded)
         self.settings.changed.connect(self._on_setting)
-        self.settings.replaced.connect(self.look)
+        self.settings.replaced.connect(self._look_anew)
         self.survey.told.connect(self._on_survey)
         self.survey.finished.connect(self._on_survey_end)
         self.run.told.connect(self.run_page.hear)
@@ -267,7 +267,6 @@ class MainWindow(FollowsLanguage, QMainWindow):
         if not folder or self._leaving:
             self._show_state()
             return
-        self._stale_result = True
         self.input.begin()
         output = self.settings.value("output_dir") or folder
         excluded = tuple(sorted(self.input.excluded))
@@ -275,6 +274,11 @@ class MainWindow(FollowsLanguage, QMainWindow):
         if trouble := self._start(self.survey, request):
             self.input.end(trouble)
             self._show_state()
+
+    def _look_anew(self) -> None:
+        """Look at frames or settings that are others than those of the result, perhaps."""
+        self._stale_result = self._changed_since = True
+        self.look()
 
     def _start(self, job: Job, request: RunRequest) -> str:
         """Start a job; return why that could not be done, which is shown too, nothing if it could."""

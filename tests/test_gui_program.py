@@ -357,6 +357,14 @@ def test_a_survey_that_a_run_has_ended_is_taken_up_again(qtbot, frames, tmp_path
         window.go("input")
         qtbot.waitUntil(lambda: window.input.found.done is not None, timeout=LONG_MS)
         assert window.input.summary.values["frames"].text() == "6 frames"
+        qtbot.waitUntil(lambda: not window.survey.running, timeout=LONG_MS)
+        window.go("run")
+        assert window.primary.text() == "See the result"  # nothing was changed
+        window.go("input")
+        click(qtbot, window.input.again)
+        qtbot.waitUntil(lambda: not window.survey.running, timeout=LONG_MS)
+        window.go("run")
+        assert window.primary.text() == "Start"  # the frames may be others
 
 
 def test_what_was_left_out_of_a_folder_is_not_left_out_of_another(qtbot, frames, tmp_path):
