@@ -81,6 +81,7 @@ SHORT = {
     "text",
     "tile",
     "tiles",
+    "window",
 }
 #: What the system says of files.
 ERRORS = (
@@ -259,6 +260,7 @@ TOLD = {
     "canvas of 900 x 800 px, 12 master tiles": "mosaïque de 900 × 800 px, en 12 tuiles maîtresses",
     "canvas of 900 x 800 px, 1 tile": "mosaïque de 900 × 800 px, en 1 tuile",
     "Grid mode: grid_mode_enabled is on (file)": "Mode grille : grid_mode_enabled est activé (fichier)",
+    "Grid mode: grid_mode_enabled is on (window)": "Mode grille : grid_mode_enabled est activé (fenêtre)",
     "configuration file: grid_workers = 'x' is not allowed, expected whole number (older names: workers)": (
         "fichier de configuration : grid_workers = 'x' n’est pas permis, attendu : un nombre entier "
         "(anciens noms : workers)"
