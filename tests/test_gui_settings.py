@@ -17,6 +17,7 @@ from PySide6.QtWidgets import (
     QComboBox,
     QLabel,
     QLineEdit,
+    QMessageBox,
     QWidget,
 )
 
@@ -415,6 +416,38 @@ def test_both_themes_can_be_read_and_are_remembered(qtbot, theme):
         dark = palette.color(roles.Window).lightness() < 128
         assert theme == "system" or dark == (theme == "dark")
     assert open_memory().value("theme") == theme
+
+
+def test_a_file_that_cannot_be_read_is_warned_of_once(qtbot, monkeypatch):
+    shown = []
+    monkeypatch.setattr(QMessageBox, "warning", lambda *words: shown.append(words[-1]))
+    config_path().parent.mkdir(parents=True, exist_ok=True)
+    config_path().write_text("{", encoding="utf-8")
+    with opened(qtbot) as window:
+        window.settings.set("grid_workers", 2)
+        for _ in range(3):
+            window._keep_settings()
+        assert len(shown) == 1
+        assert str(config_path()) in shown[0]
+        config_path().write_text("[]", encoding="utf-8")
+        window._keep_settings()
+        assert len(shown) == 2  # another reason
+        assert window.settings.config()["grid_workers"] == 2
+    assert len(shown) == 2
+
+
+def test_what_was_said_of_a_file_at_the_start_is_not_said_again(qtbot, monkeypatch):
+    shown = []
+    monkeypatch.setattr(QMessageBox, "warning", lambda *words: shown.append(words[-1]))
+    config_path().parent.mkdir(parents=True, exist_ok=True)
+    config_path().write_text("{", encoding="utf-8")
+    with pytest.raises(ConfigError) as trouble:
+        load_file()
+    with opened(qtbot) as window:
+        window.warn_once(str(trouble.value), "at the start")
+        window.settings.set("grid_workers", 2)
+        window._keep_settings()
+    assert shown == ["at the start"]
 
 
 def test_the_place_of_the_window_is_kept(qtbot):
