@@ -14,8 +14,8 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass, replace
 from numbers import Real
 from pathlib import Path
 from typing import NamedTuple
@@ -30,6 +30,7 @@ CONFIG_VERSION = 1
 VERSION_KEY = "config_version"
 GPU_KEYS = ("use_gpu_grid", "use_gpu_phase5", "stack_use_gpu", "use_gpu_stack")  # the first defined one decides
 COMMAND_LINE, ENVIRONMENT, FILE, DEFAULT = "command line", "environment", "file", "default"
+WINDOW = "window"
 
 _FOLDERS, _STACKING, _GRID, _GPU, _LOGGING = "Input and output", "Stacking", "Grid", "GPU", "Logging"
 _CLASSIC = "Classic"
@@ -324,8 +325,14 @@ class Config(Mapping[str, Value]):
         return len(self.settings)
 
     def source(self, key: str) -> str:
-        """Return ``"default"``, ``"file"``, ``"environment"`` or ``"command line"``."""
+        """Return ``"default"``, ``"file"``, ``"environment"``, ``"command line"`` or ``"window"``."""
         return {setting.key: setting.source for setting in self.settings}[key]
+
+    def chosen_in_window(self, keys: Collection[str]) -> Config:
+        """Return the same values, those of `keys` said to be of the window; one GPU key decides all four."""
+        keys = {*keys}.difference(GPU_KEYS).union(GPU_KEYS if self.gpu_decided_by in keys else ())
+        settings = (s._replace(source=WINDOW) if s.key in keys else s for s in self.settings)
+        return replace(self, settings=tuple(settings))
 
     def as_dict(self) -> dict[str, Value]:
         """Return a new dict of all values."""

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
@@ -32,6 +36,7 @@ _START_S = 1.5
 _HELP = 0.5  # of a further core, at worst
 _COADD = 2.3  # frames of its size that a master tile costs to coadd
 _RANGE = (0.6, 2.0)  # from a fast machine to a slow or busy one
+_COMPILING_S = 30.0  # all loops of a run
 
 
 def estimate_seconds(
@@ -42,6 +47,7 @@ def estimate_seconds(
     cores: int,
     *,
     master_tiles: Sequence[Shape] = (),
+    compiles: bool = False,
 ) -> tuple[tuple[float, float], tuple[float, float]]:
     """Return the ranges of processor time and wall time of a run, in seconds.
 
@@ -61,6 +67,8 @@ def estimate_seconds(
     n_channels, workers, cores : int
     master_tiles : sequence of (int, int)
         Shapes of those of Classic.
+    compiles : bool
+        Whether the run has to compile its loops; the high ends count it.
     """
     costs = [_MONO if record.header.n_channels == 1 else _COLOUR for record in records]
     pixels = sum(
@@ -74,7 +82,39 @@ def estimate_seconds(
     cpu, at_once = pixels + serial + start, min(workers, cores)
     best, worst = pixels / at_once + serial, pixels / (1.0 + _HELP * (at_once - 1)) + serial
     low, high = _RANGE
-    return (low * cpu, high * cpu), (low * best, high * worst)
+    more = _COMPILING_S * compiles
+    return (low * cpu, high * cpu + more), (low * best, high * worst + more)
+
+
+def loops_are_compiled(module: Path) -> bool | None:
+    """Whether numba keeps compiled loops of a module for this Python, or None if that cannot be told.
+
+    Numba keeps them below ``NUMBA_CACHE_DIR``, else in ``__pycache__`` beside the module, with an index file
+    ``MODULE.FUNCTION-LINE.pyXY.nbi`` a function; where that folder cannot be written, in one of the user's, which
+    is not looked into. Whether an index is of this version of the module is for numba to know.
+    """
+    elsewhere = os.environ.get("NUMBA_CACHE_LOCATOR_CLASSES") or os.environ.get("NUMBA_DISABLE_JIT", "0") != "0"
+    folder = _cache_of(module)
+    if elsewhere or not module.is_file() or not _can_be_written(folder):
+        return None
+    python = f"py{sys.version_info[0]}{sys.version_info[1]}{getattr(sys, 'abiflags', '')}"
+    return any(folder.glob(f"{module.stem}.*.{python}.nbi"))
+
+
+def _cache_of(module: Path) -> Path:
+    """Return the folder where numba keeps the compiled loops of a module if it can."""
+    beside = module.absolute().parent
+    chosen = os.environ.get("NUMBA_CACHE_DIR")
+    if not chosen:
+        return beside / "__pycache__"
+    digest = hashlib.sha1(str(beside).encode(), usedforsecurity=False).hexdigest()
+    return Path(chosen, f"{beside.name}_{digest}")
+
+
+def _can_be_written(folder: Path) -> bool:
+    """Whether a folder can be written into, or made."""
+    nearest = next((path for path in (folder, *folder.absolute().parents) if path.is_dir()), None)
+    return nearest is not None and os.access(nearest, os.W_OK)
 
 
 def estimate_memory(

@@ -112,10 +112,12 @@ class TilesPlanned:
     """The canvas, ``(ny, nx)``, is cut into tiles; those that no frame touches are not among them.
 
     Classic says so twice: of its master tiles, which overlap, and of the cells that it coadds; numbers go on.
+    `kind` is what these tiles are called, ``"tile"`` or ``"master tile"``.
     """
 
     shape: tuple[int, int]
     tiles: tuple[PlannedTile, ...]
+    kind: str = "tile"
 
 
 @dataclass(frozen=True, slots=True)
@@ -384,8 +386,9 @@ def describe(event: Event) -> tuple[str, float | None, str]:
             return f"{phase}: {text}", 100.0 * done / max(total, 1), "INFO"
         case FrameLeftOut(left_out):
             return f"left out {left_out.path}: {left_out.reason}", None, "WARNING"
-        case TilesPlanned(shape, tiles):
-            return f"canvas of {shape[1]} x {shape[0]} px, {len(tiles)} tiles", None, "INFO"
+        case TilesPlanned(shape, tiles, kind):
+            what = kind if len(tiles) == 1 else f"{kind}s"
+            return f"canvas of {shape[1]} x {shape[0]} px, {len(tiles)} {what}", None, "INFO"
         case TileStarted(tile):
             return f"tile {tile} started", None, "DEBUG"
         case TileDone(tile, n_frames, _):

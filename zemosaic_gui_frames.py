@@ -53,6 +53,8 @@ _MAX_WIDTH, _PADDING = 320, 14  # of columns, in pixels
 _ENTER = (Qt.Key.Key_Return, Qt.Key.Key_Enter)
 _OUT = "out"
 _STATES = ("in", "waits", "suggested", "excluded", "out")
+_LEFT = Qt.AlignmentFlag.AlignLeft | Qt.AlignmentFlag.AlignVCenter
+_RIGHT = Qt.AlignmentFlag.AlignRight | Qt.AlignmentFlag.AlignVCenter
 _PLAIN = Qt.ItemFlag.ItemIsEnabled | Qt.ItemFlag.ItemIsSelectable | Qt.ItemFlag.ItemNeverHasChildren
 _CHECKABLE = _PLAIN | Qt.ItemFlag.ItemIsUserCheckable
 _Index = QModelIndex | QPersistentModelIndex
@@ -321,12 +323,14 @@ class FramesModel(QAbstractTableModel):
     def headerData(
         self, section: int, orientation: Qt.Orientation, role: int = Qt.ItemDataRole.DisplayRole
     ) -> object:
-        """Return a column's title, and what it means."""
+        """Return a column's title, its side, and what it means."""
         if orientation == Qt.Orientation.Horizontal and 0 <= section < len(self.columns):
             if role == Qt.ItemDataRole.DisplayRole:
                 return tr(f"frames.column.{self.columns[section].key}")
             if role == Qt.ItemDataRole.ToolTipRole:
                 return tr(f"frames.help.{self.columns[section].key}")
+            if role == Qt.ItemDataRole.TextAlignmentRole:
+                return _RIGHT if self.columns[section].number else _LEFT
         return None
 
     def flags(self, index: _Index) -> Qt.ItemFlag:
@@ -344,7 +348,7 @@ class FramesModel(QAbstractTableModel):
             wanted = line.state != _OUT and line.frame_id not in self.excluded
             return Qt.CheckState.Checked if wanted else Qt.CheckState.Unchecked
         if role == Qt.ItemDataRole.TextAlignmentRole and column.number:
-            return Qt.AlignmentFlag.AlignRight | Qt.AlignmentFlag.AlignVCenter
+            return _RIGHT
         if role == Qt.ItemDataRole.ForegroundRole:
             return self.colours.get(self.state_of(line))
         if role == Qt.ItemDataRole.ToolTipRole:

@@ -44,7 +44,7 @@ def run() -> int:
     """
     try:
         from PySide6.QtCore import QLibraryInfo, QLocale
-        from PySide6.QtWidgets import QApplication, QMessageBox
+        from PySide6.QtWidgets import QApplication
     except ImportError as error:
         raise DesktopMissing(_MISSING.format(reason=error)) from error
 
@@ -73,7 +73,7 @@ def run() -> int:
     window = MainWindow(settings, memory)
     bring_to_front(window)
     if trouble:
-        QMessageBox.warning(window, tr("program"), tr("settings.broken", reason=told(trouble)))
+        window.warn_once(trouble, tr("settings.broken", reason=told(trouble)))
     return application.exec()
 
 

@@ -84,12 +84,13 @@ class Settings(QObject):
         self._env = dict(env or {})
         self._content: dict[str, object] = {}
         self._edits: dict[str, Value] = {}
+        self._chosen: set[str] = set()  # in the window, whether a file holds it by now or not
         self._values: dict[str, Value] = {}
         self._use(dict(content or {}))
 
     def _use(self, content: dict[str, object]) -> None:
         config = resolve(content, self._env)  # refuses what is no good before anything changes
-        self._content, self._edits = content, {}
+        self._content, self._edits, self._chosen = content, {}, set()
         self.notes = config.notes
         self._values = config.as_dict() | self._switches(content)
 
@@ -108,6 +109,7 @@ class Settings(QObject):
         checked = check_value(key, value)
         if checked != self._values[key]:
             self._values[key] = self._edits[key] = checked
+            self._chosen.add(key)
             self.changed.emit(key)
 
     def is_default(self, key: str) -> bool:
@@ -125,10 +127,10 @@ class Settings(QObject):
     def config(self) -> Config:
         """Return the configuration of a run."""
         env = {name: text for name, text in self._env.items() if name not in self._edited_variables()}
-        return resolve(migrate(self._content) | self._edits, env)
+        return resolve(migrate(self._content) | self._edits, env).chosen_in_window(self._chosen)
 
     def _edited_variables(self) -> set[str]:
-        return {find_option(key).variable for key in self._edits}
+        return {find_option(key).variable for key in self._chosen.union(self._edits)}
 
     # ---- presets and files -------------------------------------------------------------------------------
 

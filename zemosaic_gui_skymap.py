@@ -22,7 +22,7 @@ from zemosaic_gui_legend import Ramp, Swatch
 from zemosaic_gui_parts import FocusRing, FoldingRow, Later, TileState, is_for_all, move_by_key, sized
 from zemosaic_gui_sentences import told
 from zemosaic_gui_sky import SkyGrid, TangentPlane, covering, dec_text, depth_image, middle_of, ra_text, sky_grid
-from zemosaic_gui_text import tr
+from zemosaic_gui_text import number_text, tr
 from zemosaic_gui_theme import FollowsLook
 
 MAX_OUTLINES = 400  # in view; beyond, depth alone tells more
@@ -212,6 +212,7 @@ class SkyMap(FollowsLook, QWidget):
             depth.addWidget(widget)
         depth.addStretch(1)
         for swatch in self._swatches.values():
+            swatch.hide()  # until a tile has a state
             states.addWidget(swatch)
         states.addStretch(0)
         return FoldingRow(depth, states, wide=0, spacing=0)
@@ -351,7 +352,7 @@ class SkyMap(FollowsLook, QWidget):
         self._depth.setOpacity(0.3 if runs else 1.0)
         self._outlines.setVisible(not runs)
         for swatch in self._swatches.values():
-            swatch.setVisible(bool(self._tiles))
+            swatch.setVisible(runs)
         self._canvas_swatch.setVisible(bool(self._canvas_deg))
         self._out_swatch.setVisible(not self._in.all())
 
@@ -423,7 +424,7 @@ class SkyMap(FollowsLook, QWidget):
 
     def _one_line(self, frame_id: str) -> str:
         frame = self._frames[frame_id]
-        exposure = "" if frame.exposure_s is None else f"{frame.exposure_s:g} s"
+        exposure = "" if frame.exposure_s is None else tr("time.seconds", n=number_text(frame.exposure_s, "g"))
         excluded = tr("map.tip.excluded") if frame_id in self._excluded else ""
         return " · ".join(filter(None, (frame_id, exposure, frame.filter, excluded or told(frame.reason))))
 

@@ -83,6 +83,7 @@ class MainWindow(FollowsLanguage, QMainWindow):
         self._stale_survey = self._survey_again = self._stale_result = self._changed_since = False
         self._waiting: QWidget | None = None  # has the keyboard's focus until there is a button for it
         self._leaving = False
+        self._warned: set[str] = set()  # of these reasons
         self._request: RunRequest | None = None  # of the run that goes on, or was the last
         self._made_by: RunRequest | None = None  # the result
         self.input, self.run_page, self.result_page = InputPage(settings), RunPage(), ResultPage()
@@ -448,7 +449,13 @@ class MainWindow(FollowsLanguage, QMainWindow):
         try:
             self.settings.keep_edits(config_path())
         except ConfigError as error:
-            QMessageBox.warning(self, tr("program"), told(str(error)))
+            self.warn_once(str(error), told(str(error)))
+
+    def warn_once(self, reason: str, text: str) -> None:
+        """Show a warning unless one of that reason was shown before."""
+        if reason not in self._warned:
+            self._warned.add(reason)
+            QMessageBox.warning(self, tr("program"), text)
 
     # ---- language and theme ------------------------------------------------------------------------------
 

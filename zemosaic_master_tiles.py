@@ -300,7 +300,7 @@ class TileWork:
             PlannedTile(tile.number, tile.outline, tile.canvas.corners_deg(tile.canvas.rect), len(tile.frames))
             for tile in self.tiles
         )
-        self.book.emit(TilesPlanned(self.settled.canvas.shape, tuple(planned)))
+        self.book.emit(TilesPlanned(self.settled.canvas.shape, tuple(planned), "master tile"))
         for tile in self.tiles:
             cells = cut_cells(tile.canvas.shape, self.cell_px)
             members = frames_of_cells([frame.placement for frame in tile.frames], cells)

@@ -17,7 +17,7 @@ from astropy.wcs import WCS
 from parallel_utils import machine, workers_for
 from zemosaic_astrometry import PlateSolver, SolveOptions, choose_solver
 from zemosaic_config import Config
-from zemosaic_estimate import estimate_disk, estimate_memory, estimate_seconds
+from zemosaic_estimate import estimate_disk, estimate_memory, estimate_seconds, loops_are_compiled
 from zemosaic_events import (
     CancelToken,
     Emitter,
@@ -51,6 +51,7 @@ from zemosaic_types import FrameError, FrameRecord, LeftOut, PlanError, PlanRow,
 logger = logging.getLogger("ZeMosaicWorker.survey")
 
 _BATCH = 100  # frames an event
+_STACKER = "zemosaic_stack_kernels.py"
 _NOT_PLACED = "the run looks for its place on the sky"
 
 
@@ -157,6 +158,9 @@ class _Survey:
         self._has_plan = (folder / PLAN_NAME).is_file()
         self._solver, self._no_solver = _find_solver(settings.solve)
         self._groups: GroupPlan | None = None  # of the user
+        # A GPU stacks without the loops of the stacker.
+        loops = Path(__file__).with_name("zemosaic_preprocess.py" if settings.use_gpu else _STACKER)
+        self._compiles = loops_are_compiled(loops) is False
 
     @property
     def _in_grid(self) -> bool:
@@ -251,6 +255,8 @@ class _Survey:
             notes.append(f"there is no {PLAN_NAME} in the folder; the run makes one beside its products")
         if self.settings.use_gpu:
             notes.append("the time is that of the processor; a GPU stacks faster")
+        if self._compiles:
+            notes.append("the first run on this machine compiles its loops, about half a minute more")
         return tuple(notes)
 
     def _told(self, record: FrameRecord, *, reason: str = "", usable: bool = True) -> SurveyFrame:
@@ -310,7 +316,9 @@ class _Survey:
         cores, _ = machine()
         workers = workers_for(settings.workers, settings.chunk_ram_mb, len(records))
         more = {"master_tiles": masters}
-        cpu, wall = estimate_seconds(records, canvas.shape, n_channels, workers, cores, **more)
+        cpu, wall = estimate_seconds(
+            records, canvas.shape, n_channels, workers, cores, compiles=self._compiles, **more
+        )
         return SurveyDone(
             pipeline="grid" if self._in_grid else "classic",
             n_frames=len(records),

@@ -208,6 +208,7 @@ def test_tiles_are_announced_before_they_start_and_end_once(classic):
     numbers = [tile.tile for plan in (for_tiles, for_cells) for tile in plan.tiles]
     assert numbers == list(range(1, len(numbers) + 1))
     assert len(for_tiles.tiles) == 6
+    assert (for_tiles.kind, for_cells.kind) == ("master tile", "tile")
     assert for_tiles.shape == for_cells.shape == classic.mosaic.shape
     assert [event.tile for event in only(classic, TileStarted)] == numbers
     assert sorted(event.tile for event in only(classic, TileDone)) == numbers

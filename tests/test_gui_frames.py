@@ -83,6 +83,18 @@ def test_a_survey_is_shown_with_why_frames_are_out(qtbot, table):
     assert "41 of 41 frames shown · 37 used · 0 left out by you" in table._counts.text()
 
 
+def test_headings_stand_on_the_side_of_what_is_below_them(qtbot, table):
+    side = Qt.ItemDataRole.TextAlignmentRole
+    table.set_frames(FRAMES)
+    horizontal, proxy = Qt.Orientation.Horizontal, table._filter
+    for k, column in enumerate(table.model.columns):
+        heading = proxy.headerData(k, horizontal, side)
+        assert heading & Qt.AlignmentFlag.AlignRight if column.number else heading & Qt.AlignmentFlag.AlignLeft
+        cell = proxy.index(0, k).data(side)
+        assert cell == heading if column.number else cell is None  # a cell's words begin on the left
+    assert any(column.number for column in table.model.columns)
+
+
 def test_a_tick_taken_away_leaves_the_frame_out(qtbot, table):
     table.set_frames(FRAMES)
     index = table._filter.index(3, 0)

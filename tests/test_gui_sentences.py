@@ -76,8 +76,12 @@ SHORT = {
     "gains",
     "gains and levels",
     "levels",
+    "master tiles",
     "number",
     "text",
+    "tile",
+    "tiles",
+    "window",
 }
 #: What the system says of files.
 ERRORS = (
@@ -253,7 +257,10 @@ TOLD = {
     "/o/m.fits cannot be written: the disk is full: more than 12 bytes needed, 3.0 GB free": (
         "/o/m.fits ne peut pas être écrit : le disque est plein : il faut plus de 12 octets, 3.0 GB libres"
     ),
+    "canvas of 900 x 800 px, 12 master tiles": "mosaïque de 900 × 800 px, en 12 tuiles maîtresses",
+    "canvas of 900 x 800 px, 1 tile": "mosaïque de 900 × 800 px, en 1 tuile",
     "Grid mode: grid_mode_enabled is on (file)": "Mode grille : grid_mode_enabled est activé (fichier)",
+    "Grid mode: grid_mode_enabled is on (window)": "Mode grille : grid_mode_enabled est activé (fenêtre)",
     "configuration file: grid_workers = 'x' is not allowed, expected whole number (older names: workers)": (
         "fichier de configuration : grid_workers = 'x' n’est pas permis, attendu : un nombre entier "
         "(anciens noms : workers)"

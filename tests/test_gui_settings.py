@@ -17,12 +17,13 @@ from PySide6.QtWidgets import (
     QComboBox,
     QLabel,
     QLineEdit,
+    QMessageBox,
     QWidget,
 )
 
 import zemosaic_gui_text
 from programs import answering, click, opened, typed
-from zemosaic_config import OPTIONS, config_path, find_option, load_file
+from zemosaic_config import GPU_KEYS, OPTIONS, config_path, find_option, load_file
 from zemosaic_gui_form import OptionRow
 from zemosaic_gui_parts import bytes_text
 from zemosaic_gui_settings import PRESETS, Settings
@@ -30,6 +31,7 @@ from zemosaic_gui_text import languages, number_text, option_label, set_language
 from zemosaic_gui_theme import THEMES, apply_theme
 from zemosaic_gui_window import open_memory
 from zemosaic_types import ConfigError
+from zemosaic_worker import choose_pipeline
 
 ROOT = Path(__file__).resolve().parents[1]
 SHIPPED = ("en", "fr")
@@ -96,6 +98,23 @@ def test_what_a_loaded_file_says_is_kept_and_folders_that_it_does_not_name_stay(
     assert (content["grid_workers"], content["grid_size_factor"], content["output_dir"]) == (0, 3, "there")
 
 
+def test_what_is_chosen_in_the_window_is_said_to_come_from_there_until_a_file_is_loaded(tmp_path):
+    mine = tmp_path / "mine.json"
+    mine.write_text('{"grid_mode_enabled": false, "grid_size_factor": 2}', encoding="utf-8")
+    settings = Settings(load_file(mine), {"ZEMOSAIC_GRID_WORKERS": "4"})
+    settings.set("grid_mode_enabled", True)
+    settings.set("use_gpu_grid", True)
+    for _ in ("changed", "kept"):
+        config = settings.config()
+        assert choose_pipeline(tmp_path, config) == ("grid", "grid_mode_enabled is on (window)")
+        assert {config.source(key) for key in GPU_KEYS} == {"window"}
+        assert (config.source("grid_workers"), config.source("grid_size_factor")) == ("environment", "file")
+        assert config.source("grid_overlap_px") == "default"
+        settings.keep_edits(mine)
+    settings.load(mine)
+    assert {settings.config().source(key) for key in ("grid_mode_enabled", *GPU_KEYS)} == {"file"}
+
+
 def test_a_file_that_is_no_good_changes_nothing(tmp_path):
     path = tmp_path / "bad.json"
     path.write_text('{"grid_workers": "many"}', encoding="utf-8")
@@ -105,11 +124,13 @@ def test_a_file_that_is_no_good_changes_nothing(tmp_path):
     assert settings.value("grid_workers") == 3
 
 
-def test_what_is_changed_in_the_program_comes_before_the_environment():
+def test_what_is_changed_in_the_program_comes_before_the_environment(tmp_path):
     settings = Settings({}, {"ZEMOSAIC_GRID_WORKERS": "4"})
     assert settings.value("grid_workers") == settings.config()["grid_workers"] == 4
     settings.set("grid_workers", 2)
     assert settings.config()["grid_workers"] == 2
+    settings.keep_edits(tmp_path / "config.json")
+    assert settings.value("grid_workers") == settings.config()["grid_workers"] == 2
 
 
 @pytest.mark.parametrize(("wanted", "used"), [(True, True), (False, False), (None, True)])
@@ -395,6 +416,38 @@ def test_both_themes_can_be_read_and_are_remembered(qtbot, theme):
         dark = palette.color(roles.Window).lightness() < 128
         assert theme == "system" or dark == (theme == "dark")
     assert open_memory().value("theme") == theme
+
+
+def test_a_file_that_cannot_be_read_is_warned_of_once(qtbot, monkeypatch):
+    shown = []
+    monkeypatch.setattr(QMessageBox, "warning", lambda *words: shown.append(words[-1]))
+    config_path().parent.mkdir(parents=True, exist_ok=True)
+    config_path().write_text("{", encoding="utf-8")
+    with opened(qtbot) as window:
+        window.settings.set("grid_workers", 2)
+        for _ in range(3):
+            window._keep_settings()
+        assert len(shown) == 1
+        assert str(config_path()) in shown[0]
+        config_path().write_text("[]", encoding="utf-8")
+        window._keep_settings()
+        assert len(shown) == 2  # another reason
+        assert window.settings.config()["grid_workers"] == 2
+    assert len(shown) == 2
+
+
+def test_what_was_said_of_a_file_at_the_start_is_not_said_again(qtbot, monkeypatch):
+    shown = []
+    monkeypatch.setattr(QMessageBox, "warning", lambda *words: shown.append(words[-1]))
+    config_path().parent.mkdir(parents=True, exist_ok=True)
+    config_path().write_text("{", encoding="utf-8")
+    with pytest.raises(ConfigError) as trouble:
+        load_file()
+    with opened(qtbot) as window:
+        window.warn_once(str(trouble.value), "at the start")
+        window.settings.set("grid_workers", 2)
+        window._keep_settings()
+    assert shown == ["at the start"]
 
 
 def test_the_place_of_the_window_is_kept(qtbot):

@@ -151,6 +151,19 @@ def test_tiles_are_coloured_by_what_they_do(qtbot, sky_map):
     assert sky_map.tile_state(tiles[1].tile) is TileState.RUNNING
 
 
+def test_the_legend_explains_states_once_there_are_some(qtbot, sky_map):
+    assert not any(swatch.isVisible() for swatch in sky_map._swatches.values())
+    tiles = tiles_on(CANVAS)
+    shown(qtbot, sky_map, frames_on(CANVAS, 20), tiles)
+    assert not any(swatch.isVisible() for swatch in sky_map._swatches.values())
+    sky_map.set_tile_state(tiles[0].tile, TileState.RUNNING)
+    settle(qtbot, sky_map)
+    assert all(swatch.isVisible() for swatch in sky_map._swatches.values())
+    sky_map.set_tiles(tiles)
+    settle(qtbot, sky_map)
+    assert not any(swatch.isVisible() for swatch in sky_map._swatches.values())
+
+
 def test_the_states_of_tiles_are_told_apart_without_colour():
     from zemosaic_gui_skymap import _TILE_COLOURS
 

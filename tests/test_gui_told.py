@@ -312,6 +312,8 @@ def test_the_map_names_reasons_in_french(qtbot, reasoned):
         settle(qtbot, sky_map)
         set_language("fr")
         assert VIDE in sky_map._one_line(reasoned[0].frame_id)
+        sky_map.set_frames([replace(reasoned[0], exposure_s=2.5)])
+        assert "2,5 s" in sky_map._one_line(reasoned[0].frame_id)
 
 
 def test_the_viewer_says_what_is_wrong_in_french(qtbot):

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from surveys import survey_in
-from zemosaic_events import PERCENT, CancelToken, Emitter, PhaseProgress, describe
+from zemosaic_events import PERCENT, CancelToken, Emitter, PhaseProgress, PlannedTile, TilesPlanned, describe
 from zemosaic_fits_io import frame_wcs
 from zemosaic_flat_frames import flatten_frames
 from zemosaic_match import MatchOptions, match_frames
@@ -16,7 +16,7 @@ from zemosaic_refine import refine_frames
 from zemosaic_reproject import optimal_canvas
 from zemosaic_runbook import RunBook
 from zemosaic_synthetic import SurveySpec
-from zemosaic_types import RunCancelled, part_of
+from zemosaic_types import Rect, RunCancelled, part_of
 
 SPEC = SurveySpec(
     seed=11, panels=(1, 2), frames_per_panel=6, frame_shape=(300, 380), star_density=1200.0, overlap_fraction=0.3
@@ -109,6 +109,20 @@ def test_a_share_is_told_in_whole_percents_once_each_and_forwards(book):
         ("refine: 25 %", 25.0),
         ("refine: 100 %", 100.0),
     ]
+
+
+@pytest.mark.parametrize(
+    ("n", "kind", "said"),
+    [
+        (1, "tile", "1 tile"),
+        (6, "tile", "6 tiles"),
+        (1, "master tile", "1 master tile"),
+        (12, "master tile", "12 master tiles"),
+    ],
+)
+def test_tiles_are_told_by_what_they_are(n, kind, said):
+    tiles = tuple(PlannedTile(k, Rect(0, 0, 9, 9), (), 3) for k in range(n))
+    assert describe(TilesPlanned((800, 900), tiles, kind))[0] == f"canvas of 900 x 800 px, {said}"
 
 
 def test_a_cancelled_run_ends_where_a_share_is_told(book):

@@ -13,6 +13,7 @@ from grid_mode import GridSettings, run_grid
 from surveys import shuffled_copy, survey_in
 from zemosaic_astrometry import SolveOptions
 from zemosaic_config import resolve
+from zemosaic_estimate import loops_are_compiled
 from zemosaic_events import (
     CancelToken,
     FinishReason,
@@ -38,6 +39,12 @@ def frames(tmp_path_factory):
     folder = tmp_path_factory.mktemp("survey") / "frames"
     survey_in(folder, small_spec(seed=5))
     return folder
+
+
+@pytest.fixture(autouse=True)
+def compiled(monkeypatch):
+    """The loops of a run are compiled, whatever has run on this machine."""
+    monkeypatch.setattr(zemosaic_survey, "loops_are_compiled", lambda _: True)
 
 
 @pytest.fixture
@@ -290,6 +297,22 @@ def test_a_survey_says_what_its_times_do_not_count(frames, tmp_path, a_solver):
     _, done, _ = surveyed(frames, tmp_path / "out", again)
     (note,) = {*done.notes} - {*without.notes}
     assert note.endswith(" solves all frames again; this takes time that is not counted here")
+
+
+@pytest.mark.parametrize("found", [False, None])
+def test_a_first_run_on_a_machine_counts_the_compiling_of_loops(frames, tmp_path, monkeypatch, found):
+    _, known, _ = surveyed(frames, tmp_path / "out")
+    asked = []
+    monkeypatch.setattr(zemosaic_survey, "loops_are_compiled", lambda path: asked.append(path) or found)
+    _, first, _ = surveyed(frames, tmp_path / "out")
+    note = "the first run on this machine compiles its loops, about half a minute more"
+    assert set(first.notes) - set(known.notes) == ({note} if found is False else set())
+    assert first.wall_s[0] == known.wall_s[0]
+    assert (first.wall_s[1] > known.wall_s[1] + 20) == (found is False)
+    surveyed(frames, tmp_path / "out", SurveySettings(use_gpu=True))
+    assert asked[0] != asked[-1]  # a GPU does not stack by compiled loops
+    run_grid(frames, tmp_path / "out", GridSettings(workers=1, refine_wcs="off"))
+    assert [loops_are_compiled(path) for path in (asked[0], asked[-1])] in ([True, True], [None, None])
 
 
 @pytest.mark.parametrize(("pipeline", "settings"), [(run_grid, GridSettings), (run_classic, ClassicSettings)])
