@@ -63,11 +63,24 @@ def binned(planes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
     Pixel (j, i) is centred at (2 j + 0.5, 2 i + 0.5); an odd last row or column is dropped.
     """
-    ny, nx = planes.shape[1] // 2 * 2, planes.shape[2] // 2 * 2
-    above, below = planes[:, 0:ny:2, :nx], planes[:, 1:ny:2, :nx]
-    rows, peaks = above + below, np.maximum(above, below)
-    means = (rows[:, :, 0::2] + rows[:, :, 1::2]) * np.float32(0.25)
-    return means, np.maximum(peaks[:, :, 0::2], peaks[:, :, 1::2])
+    c, ny, nx = planes.shape
+    means = np.empty((c, ny // 2, nx // 2), dtype=np.float32)
+    peaks = np.empty_like(means)
+    _bin(np.ascontiguousarray(planes), means, peaks)
+    return means, peaks
+
+
+@nb.njit(cache=True, nogil=True)
+def _bin(planes, means, peaks):  # pragma: no cover - compiled
+    quarter = np.float32(0.25)
+    for k in range(means.shape[0]):
+        for j in range(means.shape[1]):
+            for i in range(means.shape[2]):
+                a, b = planes[k, 2 * j, 2 * i], planes[k, 2 * j, 2 * i + 1]
+                d, e = planes[k, 2 * j + 1, 2 * i], planes[k, 2 * j + 1, 2 * i + 1]
+                mean = ((a + d) + (b + e)) * quarter
+                means[k, j, i] = mean
+                peaks[k, j, i] = max(max(a, d), max(b, e)) if mean == mean else np.float32(np.nan)
 
 
 def sky_and_noise(plane: np.ndarray) -> tuple[float, float]:
@@ -86,8 +99,7 @@ def sky_and_noise(plane: np.ndarray) -> tuple[float, float]:
     sky, noise : float
         In the plane's units; NaN if no pixel is finite. A noise of 0 means a constant image.
     """
-    difference = _thinned(plane[:, 1:].astype(np.float32) - plane[:, :-1])
-    values = _thinned(plane)
+    difference, values = _thinned_differences(plane), _thinned(plane)
     if difference.size == 0 or values.size == 0:
         return float("nan"), float("nan")
     noise = MAD_TO_SIGMA * _mad(difference) / np.sqrt(2.0)
@@ -100,15 +112,33 @@ def sky_and_noise(plane: np.ndarray) -> tuple[float, float]:
 
 def _thinned(values: np.ndarray) -> np.ndarray:
     """Return at most `_MAX_SAMPLES` finite values, evenly taken (a fixed choice, no random numbers)."""
-    flat = values.reshape(-1)
-    # An odd stride does not fall into step with the rows of an even-sized image.
-    stride = max(1, flat.size // _MAX_SAMPLES) | 1
-    flat = flat[::stride].astype(np.float64)
+    flat = values.reshape(-1)[:: _stride(values.size)].astype(np.float64)
     return flat[np.isfinite(flat)]
 
 
+def _thinned_differences(plane: np.ndarray) -> np.ndarray:
+    """Return what `_thinned` takes of the differences of horizontal neighbours, without making them all."""
+    ny, nx = plane.shape
+    if nx < 2:
+        return np.empty(0)
+    place = np.arange(0, ny * (nx - 1), _stride(ny * (nx - 1)))
+    left = place + place // (nx - 1)  # in the flat plane, whose rows are one longer
+    flat = plane.reshape(-1)
+    difference = (flat[left + 1].astype(np.float32) - flat[left]).astype(np.float64)
+    return difference[np.isfinite(difference)]
+
+
+def _stride(size: int) -> int:
+    """Return at which distance values are taken; an odd one does not fall into step with rows of even size."""
+    return max(1, size // _MAX_SAMPLES) | 1
+
+
 def _mad(values: np.ndarray) -> float:
-    return float(np.median(np.abs(values - np.median(values))))
+    return _deviation(values, np.median(values))
+
+
+def _deviation(values: np.ndarray, middle: float) -> float:
+    return float(np.median(np.abs(values - middle)))
 
 
 def _iterated_median(values: np.ndarray) -> float:
@@ -116,7 +146,7 @@ def _iterated_median(values: np.ndarray) -> float:
     values = np.sort(values)
     for _ in range(10):
         middle = float(np.median(values))
-        reach = 3.0 * MAD_TO_SIGMA * _mad(values)
+        reach = 3.0 * MAD_TO_SIGMA * _deviation(values, middle)
         low, high = np.searchsorted(values, (middle - reach, np.nextafter(middle + reach, np.inf)))
         if high - low == values.size or high - low < 10:
             break

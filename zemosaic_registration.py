@@ -76,10 +76,13 @@ def subtract_background(plane: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         True = no data.
     """
     mask = ~np.isfinite(plane)
-    data = np.ascontiguousarray(np.where(mask, np.float32(0), plane), dtype=np.float32)
+    whole = not mask.any()
+    data = plane if whole else np.where(mask, np.float32(0), plane)
+    data = np.ascontiguousarray(data, dtype=np.float32)
     mesh = min(_MESH_PX, *plane.shape)
-    background = sep.Background(data, mask=mask, bw=mesh, bh=mesh)
-    residual = data - background.back(dtype=np.float32)
+    background = sep.Background(data, mask=None if whole else mask, bw=mesh, bh=mesh)
+    residual = background.back(dtype=np.float32)
+    np.subtract(data, residual, out=residual)
     residual[mask] = 0.0
     return residual, mask
 
