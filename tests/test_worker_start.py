@@ -8,6 +8,7 @@ from dataclasses import replace
 import psutil
 import pytest
 
+import zemosaic_preprocess
 import zemosaic_resample_kernels
 import zemosaic_stack_kernels
 from parallel_utils import TaskPool, prepare_workers
@@ -16,7 +17,13 @@ from zemosaic_events import CancelToken
 from zemosaic_preprocess import demosaic, replace_isolated
 from zemosaic_synthetic import small_spec
 
-LOOPS = (demosaic, replace_isolated, zemosaic_resample_kernels.lanczos3, zemosaic_stack_kernels.stack_rows)
+LOOPS = (
+    zemosaic_preprocess._bin,  # of large mono frames
+    demosaic,
+    replace_isolated,
+    zemosaic_resample_kernels.lanczos3,
+    zemosaic_stack_kernels.stack_rows,
+)
 
 
 def loaded(_task):
@@ -45,6 +52,9 @@ class InThisProcess:
         from parallel_utils import Outcome
 
         return (Outcome(task, function(task)) for task in tasks)
+
+    def map(self, function, tasks, *, batch):
+        return map(function, tasks)
 
 
 @pytest.mark.parametrize("color", [False, True])
