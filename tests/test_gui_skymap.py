@@ -300,6 +300,8 @@ def test_the_legend_takes_two_lines_where_one_is_too_long(qtbot, sky_map):
     sky_map.set_tiles(tiles_on(CANVAS))
     qtbot.waitUntil(lambda: not sky_map.busy, timeout=20_000)
     first, last = sky_map._ramp_label, sky_map._swatches[TileState.DONE]
+    sky_map.set_tile_state(1, TileState.RUNNING)  # the states of tiles are explained once there are some
+    qtbot.waitUntil(last.isVisible, timeout=5000)
     sky_map.resize(1000, 480)
     qtbot.waitUntil(lambda: height_of(first) == height_of(last), timeout=5000)
     sky_map.resize(sky_map.minimumSizeHint().width(), 480)
