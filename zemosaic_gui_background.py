@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
@@ -10,6 +11,11 @@ from typing import Any
 from PySide6.QtCore import QObject, Qt, Signal, Slot
 
 logger = logging.getLogger("ZeMosaicWorker.gui")
+
+
+def let_others_on() -> None:
+    """Let the window have the interpreter, in work beside it that computes in Python itself."""
+    time.sleep(0)
 
 
 class Background(QObject):

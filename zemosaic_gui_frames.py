@@ -36,7 +36,7 @@ from PySide6.QtWidgets import (
 )
 
 from zemosaic_events import SurveyFrame
-from zemosaic_gui_background import Background
+from zemosaic_gui_background import Background, let_others_on
 from zemosaic_gui_parts import Later, date_text
 from zemosaic_gui_sentences import told
 from zemosaic_gui_text import number_text, tr
@@ -141,7 +141,7 @@ def lines_of_ledger(path: Path) -> list[Line]:
     PlanError
         If there is no ledger, or it is not one.
     """
-    rows, n_channels = read_ledger(path)
+    rows, n_channels = read_ledger(path, between=let_others_on)
     judgement = judge(rows, n_channels)
     columns = judgement.columns
     noise, width = root_mean_square(columns.noise()), columns.single("fwhm_px")

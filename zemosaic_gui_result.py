@@ -7,17 +7,18 @@ from pathlib import Path
 from PySide6.QtCore import Qt, Signal
 from PySide6.QtWidgets import QFileDialog, QHBoxLayout, QPushButton, QTabWidget, QVBoxLayout, QWidget
 
-from zemosaic_gui_background import Background
+from zemosaic_gui_background import Background, let_others_on
 from zemosaic_gui_frame_card import FrameGlimpse
 from zemosaic_gui_helper import Helper
 from zemosaic_gui_lazy import LazyWidget
-from zemosaic_gui_parts import GAP, Card, ScrollArea, duration_text, label, show_folder
+from zemosaic_gui_parts import GAP, Card, Later, ScrollArea, duration_text, label, show_folder
 from zemosaic_gui_sentences import told
 from zemosaic_gui_text import tr
 from zemosaic_gui_theme import FollowsLanguage
 from zemosaic_types import PlanError, RunResult
 
 _SIDE_WIDTH = 300
+_SETTLED_MS = 150  # until the page is painted
 
 
 class ResultPage(FollowsLanguage, QWidget):
@@ -35,8 +36,9 @@ class ResultPage(FollowsLanguage, QWidget):
         self.result: RunResult | None = None
         self._path: Path | None = None
         self._excluded: frozenset[str] = frozenset()
-        self._took_s, self._n_worst = 0.0, 0
+        self._took_s, self._n_worst, self._unread = 0.0, 0, False
         self._background = Background(self)
+        self._soon = Later(self, _SETTLED_MS, self._read_ledger)
         self.viewer = LazyWidget("zemosaic_gui_viewer", "MosaicViewer", self._with_viewer)
         self.table = LazyWidget("zemosaic_gui_frames", "FramesTable", self._with_new_table)
         self.tabs = QTabWidget()
@@ -119,12 +121,25 @@ class ResultPage(FollowsLanguage, QWidget):
         self.trouble.hide()
         self.picture.show_frame("")
         self.viewer.do(self._with_viewer)
-        self.table.do(self._with_table)
-        self._n_worst = 0
+        self._n_worst, self._unread = 0, True
         self._background.forget("worst")
-        if self._has_ledger():
-            self._background.ask("worst", lambda: _count_worst(path.with_name("ledger.csv")), self._show_worst)
+        if self.isVisible():
+            self._soon.soon()
         self._show_words()
+
+    def _read_ledger(self) -> None:
+        """Read what became of the frames: once, and when somebody looks, since it keeps the interpreter busy."""
+        self._unread = False
+        self.table.do(self._with_table)
+        if self._has_ledger():
+            ledger = self._path.with_name("ledger.csv")
+            self._background.ask("worst", lambda: _count_worst(ledger), self._show_worst)
+
+    def showEvent(self, event: object) -> None:
+        """Show what has come while the page was hidden."""
+        super().showEvent(event)
+        if self._unread:
+            self._soon.soon()
 
     def _show_worst(self, n: int) -> None:
         self._n_worst = n
@@ -184,6 +199,7 @@ class ResultPage(FollowsLanguage, QWidget):
     def shutdown(self) -> None:
         """End what the page has running."""
         self._helper.shutdown()
+        self._soon.stop()
         self._background.close()
         self.viewer.shutdown()
         self.table.shutdown()
@@ -203,6 +219,6 @@ def _count_worst(ledger: Path) -> int:
     from zemosaic_ledger import judge, read_ledger  # numerical libraries: not before they are needed
 
     try:
-        return len(judge(*read_ledger(ledger)).suggested)
+        return len(judge(*read_ledger(ledger, between=let_others_on)).suggested)
     except PlanError:  # the table of the frames says why it cannot be read
         return 0

@@ -47,10 +47,19 @@ _BLUR_OF_SHIFT = 4.0 * np.log(2.0)  # FWHM^2 that a shift of 1 px, half of it al
 # ---- reading ---------------------------------------------------------------------------------------------
 
 
-def read_ledger(path: Path) -> tuple[list[LedgerRow], int]:
+_ROWS_BETWEEN = 8
+
+
+def read_ledger(path: Path, *, between: Callable[[], None] = lambda: None) -> tuple[list[LedgerRow], int]:
     """Read a ledger.
 
     Columns that are not there leave their quantity empty, so ledgers of earlier versions can be read.
+
+    Parameters
+    ----------
+    path : Path
+    between : callable
+        Called every few rows, for who reads beside something that must not wait.
 
     Returns
     -------
@@ -71,13 +80,22 @@ def read_ledger(path: Path) -> tuple[list[LedgerRow], int]:
     except UnicodeDecodeError as error:
         raise PlanError(f"{path} is not a ledger: it is not UTF-8 text") from error
     try:
-        table = list(csv.DictReader(io.StringIO(text, newline="")))
+        table = []
+        for cells in csv.DictReader(io.StringIO(text, newline="")):
+            table.append(cells)
+            if len(table) % _ROWS_BETWEEN == 0:
+                between()
     except csv.Error as error:
         raise PlanError(f"{path} is not a ledger: {error}") from error
     if not table or not {"path", "used"} <= table[0].keys():
         raise PlanError(f"{path} is not a ledger: it has no rows, or no columns 'path' and 'used'")
     n_channels = 3 if any(f"weight_{c}" in table[0] for c in COLOURS) else 1
-    return [_row(path, line, cells, n_channels) for line, cells in enumerate(table, start=2)], n_channels
+    rows = []
+    for line, cells in enumerate(table, start=2):
+        rows.append(_row(path, line, cells, n_channels))
+        if line % _ROWS_BETWEEN == 0:
+            between()
+    return rows, n_channels
 
 
 def _row(path: Path, line: int, cells: dict[str, str], n_channels: int) -> LedgerRow:

@@ -40,6 +40,13 @@ def test_a_ledger_is_read_as_it_was_written(tmp_path, channels):
         np.testing.assert_allclose(getattr(back[0], name), getattr(rows[0], name), rtol=1e-6)
 
 
+def test_who_reads_beside_a_window_lets_it_go_on_every_few_rows(tmp_path):
+    path, calls = written(tmp_path, rows_of(64, 1)), []
+    rows, _ = read_ledger(path, between=lambda: calls.append(None))
+    assert len(calls) >= len(rows) // 8
+    assert rows == read_ledger(path)[0]
+
+
 def test_the_new_columns_stand_behind_the_weight():
     header = ledger_text(rows_of(1, 3), 3).splitlines()[0].split(",")
     first = header.index("weight_b") + 1
