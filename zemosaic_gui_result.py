@@ -36,7 +36,8 @@ class ResultPage(FollowsLanguage, QWidget):
         self.result: RunResult | None = None
         self._path: Path | None = None
         self._excluded: frozenset[str] = frozenset()
-        self._took_s, self._n_worst, self._unread = 0.0, 0, False
+        self._took_s, self._n_worst = 0.0, 0
+        self._unread = self._writing = False
         self._background = Background(self)
         self._soon = Later(self, _SETTLED_MS, self._read_ledger)
         self.viewer = LazyWidget("zemosaic_gui_viewer", "MosaicViewer", self._with_viewer)
@@ -152,7 +153,7 @@ class ResultPage(FollowsLanguage, QWidget):
         there = self._path is not None
         self.heading.setText(self._path.name if there else tr("result.none"))
         self.place.setText(str(self._path.parent) if there else "")
-        self.report.setEnabled(self._has_ledger())
+        self.report.setEnabled(self._has_ledger() and not self._writing)
         n = self._n_worst
         self.without.setEnabled(bool(n and self.result))
         self.without.setText(tr("result.without.n", n=n) if n else tr("result.without"))
@@ -179,11 +180,13 @@ class ResultPage(FollowsLanguage, QWidget):
     def make_report(self) -> None:
         """Write the report in a process of its own, then show it."""
         self.trouble.hide()
+        self._writing = True
         self.report.setEnabled(False)
         self.report.setText(tr("result.report.writing"))
         self._helper.call("zemosaic_cli.main", ["report", str(self.folder)])
 
     def _offer_report(self) -> None:
+        self._writing = False
         self.report.setEnabled(True)
         self.report.setText(tr("result.report"))
 
