@@ -34,7 +34,7 @@ _HEADER_S = 0.01  # a frame
 _CANVAS_S = 0.025  # a megapixel of a plane of the mosaic
 _START_S = 1.5
 _HELP = 0.5  # of a further core, at worst
-_COADD = 2.3  # frames of its size that a master tile costs to coadd
+_COADD = 1.45  # frames of its size that a master tile costs to coadd
 _RANGE = (0.6, 2.0)  # from a fast machine to a slow or busy one
 _COMPILING_S = 30.0  # all loops of a run
 
@@ -56,8 +56,8 @@ def estimate_seconds(
     Workers share what is counted by pixels of frames: at best each core that has one adds its whole speed, at
     worst half of it. The prices were measured once, roughly, on the surveys of 60 frames of 1920 x 1080 px in nine
     panels of the benchmarks (`swarp_spec`, mono and colour) with one worker on a core of a server: mono 14.5 s,
-    colour 33 s of wall time; a master tile of Classic costs as much as 2.0 (mono) or 2.7 (colour) more frames of
-    its size. The range says how far machines lie apart, no more.
+    colour 33 s of wall time; there a master tile of Classic costs as much as 1.5 (mono) or 1.4 (colour) more
+    frames of its size, one run each. The range says how far machines lie apart, no more.
 
     Parameters
     ----------

@@ -153,7 +153,7 @@ class ResultPage(FollowsLanguage, QWidget):
         there = self._path is not None
         self.heading.setText(self._path.name if there else tr("result.none"))
         self.place.setText(str(self._path.parent) if there else "")
-        self.report.setEnabled(self._has_ledger() and not self._writing)
+        self._offer_report(self._writing)
         n = self._n_worst
         self.without.setEnabled(bool(n and self.result))
         self.without.setText(tr("result.without.n", n=n) if n else tr("result.without"))
@@ -180,15 +180,14 @@ class ResultPage(FollowsLanguage, QWidget):
     def make_report(self) -> None:
         """Write the report in a process of its own, then show it."""
         self.trouble.hide()
-        self._writing = True
-        self.report.setEnabled(False)
-        self.report.setText(tr("result.report.writing"))
+        self._offer_report(writing=True)
         self._helper.call("zemosaic_cli.main", ["report", str(self.folder)])
 
-    def _offer_report(self) -> None:
-        self._writing = False
-        self.report.setEnabled(True)
-        self.report.setText(tr("result.report"))
+    def _offer_report(self, writing: bool = False) -> None:
+        """Offer the report where there can be one; while it is written, say so instead."""
+        self._writing = writing
+        self.report.setEnabled(self._has_ledger() and not writing)
+        self.report.setText(tr("result.report.writing" if writing else "result.report"))
 
     def _show_report(self) -> None:
         self._offer_report()
@@ -212,7 +211,6 @@ class ResultPage(FollowsLanguage, QWidget):
         """Take the words anew."""
         self.tabs.setTabText(0, tr("result.mosaic"))
         self.tabs.setTabText(1, tr("result.frames"))
-        self.report.setText(tr("result.report"))
         self.other.setText(tr("result.other"))
         self._show_words()
 

@@ -455,9 +455,8 @@ class SkyMap(FollowsLook, QWidget):
 
 def _screen_pen(ratio: float, colour: QColor, width: float, style: Qt.PenStyle = Qt.PenStyle.SolidLine) -> QPen:
     pen = QPen(colour, width * ratio, style)
-    pen.setCosmetic(
-        True
-    )  # in pixels of the screen, whatever the zoom; a fine one has `ratio` of them in place of one
+    # In pixels of the screen, whatever the zoom; a fine one has `ratio` of them in place of one.
+    pen.setCosmetic(True)
     return pen
 
 

@@ -96,7 +96,7 @@ def drop_misfits(records: list[FrameRecord]) -> tuple[list[FrameRecord], list[Le
 
 @dataclass(frozen=True, slots=True)
 class _Look:
-    """A frame on the sky in a few numbers, so that its WCS need not be kept: those of thousands fill the memory.
+    """A frame on the sky in a few numbers: all that decides whether it belongs to the others, from one look.
 
     `bend_px` is how far its distortion moves its corners, `on_sky` whether all of it has a place.
     """

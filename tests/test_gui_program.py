@@ -467,6 +467,10 @@ def test_a_report_that_no_process_can_write_says_why_and_can_be_asked_for_again(
         monkeypatch.setattr(sys, "executable", program)
         click(qtbot, page.report)
         assert page.trouble.isHidden()
+        for code, words in (("fr", "Rédaction"), ("en", "Writing")):
+            window.use_language(code)
+            assert page.report.text().startswith(words)
+            assert not page.report.isEnabled()
         qtbot.waitUntil(page.report.isEnabled, timeout=LONG_MS)
         assert "no finished run" in page.trouble.text()
 
