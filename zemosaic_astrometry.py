@@ -23,12 +23,12 @@ from astropy.time import Time
 from astropy.wcs import WCS
 from scipy.spatial import KDTree
 
+from zemosaic_background import sky_and_noise
 from zemosaic_config import Config
 from zemosaic_events import CancelToken
 from zemosaic_fits_io import frame_wcs, pixel_scale_arcsec, read_frame_header
 from zemosaic_fits_products import read_table, write_hdus, write_text
 from zemosaic_measure import luminance
-from zemosaic_preprocess import sky_and_noise
 from zemosaic_programs import (
     Finished,
     find_astap,

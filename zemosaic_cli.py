@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import gc
 import logging
 import os
 import signal
@@ -217,28 +216,17 @@ def _cancelled_by_ctrl_c() -> Iterator[CancelToken]:
             signal.signal(number, handler)
 
 
-@contextmanager
-def _loading() -> Iterator[None]:
-    """Keep the garbage collector from what imports make: it stays to the end, and looking at it takes time."""
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.freeze()
-        gc.enable()
-
-
 def _run(arguments: argparse.Namespace, start: Callable, name: str = "grid") -> object:
     """Run `start(pipeline, settings, listener=, cancel=)` as the arguments ask: its function and its settings."""
     config = _configured(arguments)
     logging.getLogger("ZeMosaicWorker").setLevel(config["logging_level"])
     logging.getLogger("ZeMosaicWorker").propagate = False
     with _cancelled_by_ctrl_c() as cancel:
-        from parallel_utils import prepare_workers
+        from parallel_utils import loading_libraries, prepare_workers
 
         # The server of the workers loads the numerical libraries while this process does.
         prepare_workers(["zemosaic_worker_start"])
-        with _loading():
+        with loading_libraries():
             from zemosaic_terminal import TerminalReporter
             from zemosaic_worker import load_pipeline
 

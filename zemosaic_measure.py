@@ -7,15 +7,15 @@ from pathlib import Path
 
 import numpy as np
 
+from zemosaic_background import box_medians, sky_and_noise
 from zemosaic_fits_io import frame_wcs, read_section
-from zemosaic_photometry import FrameMeasure, box_medians, cell_number
+from zemosaic_photometry import FrameMeasure, cell_number
 from zemosaic_preprocess import (
     ISOLATED_SIGMA,
     bayer_colours,
     binned,
     half_planes,
     replace_isolated,
-    sky_and_noise,
 )
 from zemosaic_registration import APERTURE_FWHM, StarList, aperture_fluxes, find_stars, subtract_background
 from zemosaic_reproject import Canvas, Placement, canvas_to_frame, frame_to_canvas, place
@@ -143,7 +143,7 @@ def measure_frame(record: FrameRecord, canvas: Canvas, cell_px: int, n_channels:
 
 def _clean_planes(raw: np.ndarray, bayer: str) -> tuple[_Planes, np.ndarray, np.ndarray]:
     """Return the planes without isolated defects, and the sky and noise of one original pixel a channel."""
-    if np.isfinite(raw).mean() < _MIN_VALID_SHARE:
+    if np.count_nonzero(np.isfinite(raw)) < _MIN_VALID_SHARE * raw.size:
         raise FrameError("no valid pixels (all NaN, or nearly)")
     if not bayer:
         sky, noise = np.transpose([sky_and_noise(plane) for plane in raw])

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
-from numpy.lib.stride_tricks import sliding_window_view
 
 from zemosaic_cameras import Cameras, common_scale
 from zemosaic_detections import Detections
@@ -38,7 +37,6 @@ _MIN_PLANE_CELLS = 12
 _MOST_PLANE_CELLS = 20_000
 _LARGER = 2.0  # since neighbouring blocks of a nebula are alike after all
 _BLOCKS = 4  # along each axis, of the jackknife
-_MAX_MISSING = 0.25  # share of a box's pixels
 _TRUSTED = 0.5  # of the weight of a sighting that agrees with the others
 _NEBULA_SIGMA = 3.0
 # Shares of the work, roughly: of the gains in the match, of identifying stars in the gains.
@@ -159,37 +157,6 @@ def cell_number(row: np.ndarray, column: np.ndarray) -> np.ndarray:
 def cell_place(number: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return row and column of coarse cells."""
     return number // _GRID_WIDTH, number % _GRID_WIDTH
-
-
-def box_medians(plane: np.ndarray, x: np.ndarray, y: np.ndarray, half: int) -> np.ndarray:
-    """Return medians of square boxes of side ``2 * half + 1``.
-
-    NaN where a box leaves the plane or lacks more than `_MAX_MISSING` of its pixels: single bad ones are no loss,
-    and more would move what a box stands for.
-
-    Parameters
-    ----------
-    plane : ndarray, shape (ny, nx), float32
-    x, y : ndarray, shape (k,)
-        Centres, rounded to the nearest pixel; NaN allowed.
-    half : int
-    """
-    out = np.full(x.shape, np.nan, dtype=np.float32)
-    side = 2 * half + 1
-    if min(plane.shape) < side:
-        return out
-    fits = (x >= half) & (x <= plane.shape[1] - 1 - half) & (y >= half) & (y <= plane.shape[0] - 1 - half)
-    column = np.rint(x[fits]).astype(int) - half
-    row = np.rint(y[fits]).astype(int) - half
-    windows = sliding_window_view(plane, (side, side))
-    boxes = windows[row, column].reshape(row.size, -1)
-    missing = np.isnan(boxes).mean(axis=1)
-    medians = np.full(row.size, np.nan, dtype=np.float32)
-    whole, pierced = missing == 0, (missing > 0) & (missing <= _MAX_MISSING)
-    medians[whole] = np.median(boxes[whole], axis=1)
-    medians[pierced] = np.nanmedian(boxes[pierced], axis=1)
-    out[fits] = medians
-    return out
 
 
 def solve_match(

@@ -1,4 +1,4 @@
-"""Kernels that prepare the pixels of one exposure: sky, noise, isolated bad pixels, demosaicing.
+"""Kernels that prepare the pixels of one exposure: vignetting, isolated bad pixels, demosaicing.
 
 Arrays in, arrays out; nothing here knows a file, a header or a canvas. Every pixel's result depends on raw
 pixels at most `SUPPORT_PX` away, so a section read with that margin gives the same values as the whole frame.
@@ -9,15 +9,12 @@ from __future__ import annotations
 import numba as nb
 import numpy as np
 
-from zemosaic_types import MAD_TO_SIGMA
-
 #: Reach of bad-pixel replacement (2 px) and demosaicing (2 px) together; even, to keep the colour cell's phase.
 SUPPORT_PX = 4
 
 #: Pixels that stand this many noise sigmas alone are taken as defects; see `replace_isolated`.
 ISOLATED_SIGMA = 8.0
 
-_MAX_SAMPLES = 65_536
 _CHUNK_PX = 64
 _COLOURS = "RGB"
 
@@ -83,77 +80,6 @@ def _bin(planes, means, peaks):  # pragma: no cover - compiled
                 peaks[k, j, i] = max(max(a, d), max(b, e)) if mean == mean else np.float32(np.nan)
 
 
-def sky_and_noise(plane: np.ndarray) -> tuple[float, float]:
-    """Return the sky level and the noise of one pixel, both robust against stars, nebulae and gradients.
-
-    The noise comes from differences of horizontal neighbours (median absolute deviation over sqrt 2), which a
-    smooth sky does not enter; the sky is the median of what lies within 3 noise sigmas of the median, iterated.
-
-    Parameters
-    ----------
-    plane : ndarray, shape (ny, nx)
-        Pixels of one colour; NaN = no data.
-
-    Returns
-    -------
-    sky, noise : float
-        In the plane's units; NaN if no pixel is finite. A noise of 0 means a constant image.
-    """
-    difference, values = _thinned_differences(plane), _thinned(plane)
-    if difference.size == 0 or values.size == 0:
-        return float("nan"), float("nan")
-    noise = MAD_TO_SIGMA * _mad(difference) / np.sqrt(2.0)
-    if noise == 0.0:
-        # Coarsely quantised: most neighbours are equal, the others still tell.
-        noise = np.sqrt(np.pi) / 2.0 * float(np.mean(np.abs(difference)))
-    sky = _iterated_median(values)
-    return float(sky), float(noise)
-
-
-def _thinned(values: np.ndarray) -> np.ndarray:
-    """Return at most `_MAX_SAMPLES` finite values, evenly taken (a fixed choice, no random numbers)."""
-    flat = values.reshape(-1)[:: _stride(values.size)].astype(np.float64)
-    return flat[np.isfinite(flat)]
-
-
-def _thinned_differences(plane: np.ndarray) -> np.ndarray:
-    """Return what `_thinned` takes of the differences of horizontal neighbours, without making them all."""
-    ny, nx = plane.shape
-    if nx < 2:
-        return np.empty(0)
-    place = np.arange(0, ny * (nx - 1), _stride(ny * (nx - 1)))
-    left = place + place // (nx - 1)  # in the flat plane, whose rows are one longer
-    flat = plane.reshape(-1)
-    difference = (flat[left + 1].astype(np.float32) - flat[left]).astype(np.float64)
-    return difference[np.isfinite(difference)]
-
-
-def _stride(size: int) -> int:
-    """Return at which distance values are taken; an odd one does not fall into step with rows of even size."""
-    return max(1, size // _MAX_SAMPLES) | 1
-
-
-def _mad(values: np.ndarray) -> float:
-    return _deviation(values, np.median(values))
-
-
-def _deviation(values: np.ndarray, middle: float) -> float:
-    return float(np.median(np.abs(values - middle)))
-
-
-def _iterated_median(values: np.ndarray) -> float:
-    """Return the median after clipping at 3 robust sigmas until nothing changes."""
-    values = np.sort(values)
-    for _ in range(10):
-        middle = float(np.median(values))
-        reach = 3.0 * MAD_TO_SIGMA * _deviation(values, middle)
-        low, high = np.searchsorted(values, (middle - reach, np.nextafter(middle + reach, np.inf)))
-        if high - low == values.size or high - low < 10:
-            break
-        values = values[low:high]
-    return float(np.median(values))
-
-
 @nb.njit(cache=True, nogil=True)
 def flattened(raw, colours, rows, columns, pedestal):
     """Return a raw section with its vignetting undone: ``pedestal + (value - pedestal) * Q`` of its own colour.
@@ -214,14 +140,18 @@ def replace_isolated(raw, colours, sky, noise, threshold):
     mono = colours[0, 0] == colours[0, 1]
     step = 1 if mono else 2
     level, limit = np.empty((2, nx)), np.empty((2, nx))
+    # In float32 twice as many fit into a vector; less than the limit by more than such numbers are off.
+    near_level, near_limit = np.empty((2, nx), np.float32), np.empty((2, nx), np.float32)
     for x in range(nx):
         for phase in range(2):
             colour = colours[phase, x & 1]
             level[phase, x], limit[phase, x] = sky[colour], threshold * noise[colour]
+            near_level[phase, x] = level[phase, x]
+            near_limit[phase, x] = limit[phase, x] * (1.0 - 1e-6) - 2e-7 * abs(level[phase, x])
     for y in range(ny):
         for x0 in range(0, nx, _CHUNK_PX):
             x1 = min(nx, x0 + _CHUNK_PX)
-            if not _any_far(raw[y, x0:x1], level[y & 1, x0:x1], limit[y & 1, x0:x1]):
+            if not _any_far(raw[y, x0:x1], near_level[y & 1, x0:x1], near_limit[y & 1, x0:x1]):
                 continue
             for x in range(x0, x1):
                 excess = raw[y, x] - level[y & 1, x]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from zemosaic_background import fast_median, mad
 from zemosaic_types import MAD_TO_SIGMA
 
 MAX_PREVIEW_PX = 3200
@@ -116,13 +117,11 @@ def softening_of(sky: float) -> float:
 
 def levels(plane: np.ndarray) -> tuple[float, float, float]:
     """Return sky, its sigma and the white level of the pixels that have data."""
-    values = plane[np.isfinite(plane)].astype(np.float64)
-    values = values[:: max(1, values.size // _MAX_SAMPLES)]
+    values = plane[np.isfinite(plane)]
+    values = values[:: max(1, values.size // _MAX_SAMPLES)].astype(np.float64)
     if values.size == 0:
         return 0.0, 0.0, 1.0
-    sky = float(np.median(values))
-    sigma = MAD_TO_SIGMA * float(np.median(np.abs(values - sky)))
-    return sky, sigma, float(np.percentile(values, _WHITE_PERCENT))
+    return float(fast_median(values)), MAD_TO_SIGMA * mad(values), float(np.percentile(values, _WHITE_PERCENT))
 
 
 def to_uint16(rows: np.ndarray) -> np.ndarray:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numba as nb
 import numpy as np
 import sep
 
@@ -191,9 +192,40 @@ def _ring_means(
     residual: np.ndarray, mask: np.ndarray, x: np.ndarray, y: np.ndarray, radius: float, noise: float
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return means of rings around stars, their pixels held within `_RING_SIGMA`, and the area that has data."""
-    there = (~mask).astype(np.float32)
-    held = np.clip(residual, -_RING_SIGMA * noise, _RING_SIGMA * noise) * there
-    inner, outer = (factor * radius for factor in _RING)
-    total, area = (sep.sum_circann(plane, x, y, inner, outer, subpix=1)[0] for plane in (held, there))
+    radii = tuple(float(factor * radius) for factor in _RING)
+    total, area = ring_sums(residual, mask, x, y, radii, float(_RING_SIGMA * noise))
     with np.errstate(invalid="ignore", divide="ignore"):
         return total / area, area
+
+
+@nb.njit(cache=True, nogil=True)
+def ring_sums(residual, mask, x, y, radii, limit):
+    """Return the sums and the numbers of the pixels in rings, each pixel held within a limit.
+
+    Parameters
+    ----------
+    residual : ndarray, shape (ny, nx), float32
+    mask : ndarray, shape (ny, nx), bool
+        True = no data; such pixels do not count.
+    x, y : ndarray, shape (m,), float64
+        Centres of the rings, in the plane's pixels.
+    radii : tuple of float
+        Between which the centre of a pixel of the ring lies.
+    limit : float
+        Values beyond it on either side are taken as it.
+
+    Returns
+    -------
+    total, area : ndarray, shape (m,), float64
+    """
+    ny, nx = residual.shape
+    total, area = np.zeros(x.size), np.zeros(x.size)
+    inner, outer = radii[0] * radii[0], radii[1] * radii[1]
+    for k in range(x.size):
+        for j in range(max(0, int(y[k] - radii[1])), min(ny, int(y[k] + radii[1]) + 2)):
+            for i in range(max(0, int(x[k] - radii[1])), min(nx, int(x[k] + radii[1]) + 2)):
+                distance = (j - y[k]) ** 2 + (i - x[k]) ** 2
+                if inner < distance < outer and not mask[j, i]:
+                    total[k] += min(max(np.float64(residual[j, i]), -limit), limit)
+                    area[k] += 1.0
+    return total, area

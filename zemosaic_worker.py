@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import contextlib
 import faulthandler
-import gc
 import importlib
 import io
 import logging
@@ -33,7 +32,7 @@ from typing import Any, Self
 
 import psutil
 
-from parallel_utils import prepare_workers
+from parallel_utils import loading_libraries, prepare_workers
 from zemosaic_config import Config
 from zemosaic_events import CancelToken, Emitter, Event, FinishReason, Listener, RunFinished
 from zemosaic_interpreter import VARIABLES, command_to_call
@@ -466,10 +465,8 @@ def _run(request: RunRequest, pipeline: Pipeline, listener: Listener, cancel: Ca
     family.propagate = False
     if pipeline.parallel:  # the server of the workers loads the numerical libraries while this process does
         prepare_workers(["zemosaic_worker_start"])
-    gc.disable()  # what imports make stays to the end, and looking at it takes time
-    run, settings_class = _loaded(pipeline)
-    gc.freeze()
-    gc.enable()
+    with loading_libraries():
+        run, settings_class = _loaded(pipeline)
     settings = settings_class.from_config(
         request.config,
         overwrite=request.overwrite,

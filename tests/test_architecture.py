@@ -35,6 +35,7 @@ FLOORS = [
     {"zemosaic_estimate"},
     {
         "zemosaic_alignment_kernels",
+        "zemosaic_background",
         "zemosaic_clip_kernels",
         "zemosaic_overlap_kernels",
         "zemosaic_resample_kernels",

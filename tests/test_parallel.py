@@ -1,11 +1,13 @@
 """Worker counts, and a pool that survives the death of its workers."""
 
+import gc
 import os
 import signal
 import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import psutil
 import pytest
 
@@ -15,6 +17,7 @@ from parallel_utils import (
     TaskPool,
     WorkerDied,
     check_cancelled,
+    loading_libraries,
     peak_memory_bytes,
     plan_workers,
     workers_for,
@@ -91,6 +94,20 @@ def wait_for_cancel(_task):
         check_cancelled()
         time.sleep(0.05)
     return "never cancelled"
+
+
+def pages_taken(_task):
+    """Page faults of a worker that makes and drops arrays again and again, after the first time."""
+    import resource  # Linux only, as the test is
+
+    before = 0
+    for turn in range(6):
+        arrays = [np.ones(3 * 1024**2, dtype=np.uint8) for _ in range(8)]
+        assert len(arrays) == 8
+        del arrays
+        if turn == 0:
+            before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
 
 def threads(_task):
@@ -171,6 +188,24 @@ def test_inner_threads_are_shared_out_among_the_workers_and_the_environment_is_p
     outcomes = run(threads, range(3), n_workers=64)
     assert {o.value for o in outcomes} == {"1"}
     assert os.environ["OMP_NUM_THREADS"] == "77"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the system's own way with memory is left alone")
+def test_workers_use_the_memory_of_freed_arrays_again():
+    faults = [outcome.value for outcome in run(pages_taken, [0, 1])]
+    one_turn = 8 * 3 * 1024**2 / os.sysconf("SC_PAGESIZE")
+    assert max(faults) < 0.1 * 5 * one_turn
+
+
+def test_libraries_load_with_one_thread_each_unless_the_user_says_otherwise(monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "7")
+    monkeypatch.delenv("OPENBLAS_NUM_THREADS", raising=False)
+    with loading_libraries():
+        assert (os.environ["OMP_NUM_THREADS"], os.environ["OPENBLAS_NUM_THREADS"]) == ("7", "1")
+        assert not gc.isenabled()
+    assert gc.isenabled()
+    assert os.environ["OMP_NUM_THREADS"] == "7"
+    assert "OPENBLAS_NUM_THREADS" not in os.environ
 
 
 def test_the_peak_memory_is_that_of_a_python_process():

@@ -8,7 +8,6 @@ import pytest
 from zemosaic_photometry import (
     FrameMeasure,
     Geometry,
-    box_medians,
     cell_number,
     cell_place,
     sky_plane,
@@ -297,20 +296,3 @@ def test_an_unknown_method_is_named():
     measures, _, _ = make_measures(1)
     with pytest.raises(ValueError, match="affine"):
         match_of(measures, "affine")
-
-
-def test_box_medians_bear_some_missing_pixels_and_no_edge():
-    plane = np.random.default_rng(5).normal(size=(60, 80)).astype(np.float32)
-    plane[40, 50] = np.nan  # a bad pixel
-    plane[20:27, 40:44] = np.nan  # a patch: 28 of 81 pixels of the box around it
-    x = np.array([10.2, 50.0, 2.0, 79.0, np.nan, 30.6, 41.0])
-    y = np.array([10.0, 38.0, 20.0, 30.0, 5.0, 55.0, 23.0])
-    found = box_medians(plane, x, y, 4)
-    assert found[0] == np.median(plane[6:15, 6:15])
-    assert found[1] == np.nanmedian(plane[34:43, 46:55])
-    assert found[5] == np.median(plane[51:60, 27:36])
-    assert np.isnan(found[[2, 3, 4, 6]]).all()
-
-
-def test_a_plane_smaller_than_a_box_has_no_median():
-    assert np.isnan(box_medians(np.zeros((5, 5), np.float32), np.array([2.0]), np.array([2.0]), 4)).all()

@@ -12,7 +12,6 @@ from zemosaic_preprocess import (
     demosaic,
     half_planes,
     replace_isolated,
-    sky_and_noise,
 )
 
 PATTERNS = ["GRBG", "RGGB", "BGGR", "GBRG"]
@@ -106,27 +105,6 @@ def test_half_planes_average_the_greens_and_keep_the_others():
     np.testing.assert_array_equal(red, raw[0::2, 1::2])
     np.testing.assert_array_equal(blue, raw[1::2, 0::2])
     np.testing.assert_array_equal(green, (raw[0::2, 0::2] + raw[1::2, 1::2]) / 2)
-
-
-def test_sky_and_noise_ignore_stars_gradients_and_holes():
-    rng = np.random.default_rng(4)
-    plane = rng.normal(900, 25, (600, 800)).astype(np.float32)
-    plane += np.linspace(0, 20, 800, dtype=np.float32)
-    plane[rng.random(plane.shape) < 0.005] += 3000
-    plane[100:200, 100:300] = np.nan
-    sky, noise = sky_and_noise(plane)
-    assert sky == pytest.approx(910, abs=3)
-    assert noise == pytest.approx(25, rel=0.04)
-
-
-def test_coarsely_quantised_noise_is_not_taken_for_a_constant():
-    plane = np.rint(np.random.default_rng(6).normal(100, 0.4, (300, 300))).astype(np.float32)
-    assert sky_and_noise(plane)[1] == pytest.approx(plane.std(), rel=0.3)
-
-
-def test_sky_and_noise_of_nothing_are_nan_and_of_a_constant_zero():
-    assert np.isnan(sky_and_noise(np.full((5, 5), np.nan, np.float32))).all()
-    assert sky_and_noise(np.full((5, 5), 3.0, np.float32)) == (3.0, 0.0)
 
 
 def test_means_of_two_by_two_pixels_and_their_peaks():

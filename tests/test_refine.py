@@ -13,11 +13,11 @@ from scipy.ndimage import gaussian_filter
 
 from parallel_utils import TaskPool
 from surveys import TWO_WORKERS, Run, survey_in
+from zemosaic_background import sky_and_noise
 from zemosaic_events import CancelToken
 from zemosaic_fits_io import frame_wcs
 from zemosaic_measure import cell_size_px, measure_frames
 from zemosaic_plan import load_frames, plan_from_folder
-from zemosaic_preprocess import sky_and_noise
 from zemosaic_refine import refine_frames
 from zemosaic_registration import find_stars, subtract_background
 from zemosaic_reproject import frame_to_canvas, optimal_canvas, place

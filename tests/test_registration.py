@@ -2,9 +2,10 @@
 
 import numpy as np
 import pytest
+import sep
 
 import zemosaic_registration
-from zemosaic_registration import APERTURE_FWHM, aperture_fluxes, find_stars, subtract_background
+from zemosaic_registration import APERTURE_FWHM, aperture_fluxes, find_stars, ring_sums, subtract_background
 
 SHAPE = (400, 500)
 NOISE = 10.0
@@ -50,6 +51,22 @@ def test_aperture_fluxes_hold_one_share_of_the_light_whatever_the_seeing(fwhm):
     flux, error = aperture_fluxes(residual, mask, x, y, APERTURE_FWHM * stars.fwhm_px, NOISE)
     assert np.median(flux) == pytest.approx(20000.0, rel=0.01)
     assert np.std(flux) == pytest.approx(np.median(error), rel=0.4)
+
+
+def test_rings_hold_what_sextractor_counts_in_them():
+    rng = np.random.default_rng(3)
+    plane = rng.normal(0.0, NOISE, SHAPE).astype(np.float32)
+    mask = rng.random(SHAPE) < 0.02
+    x, y = rng.uniform(-4, SHAPE[1] + 3, 300), rng.uniform(-4, SHAPE[0] + 3, 300)
+    total, area = ring_sums(plane, mask, x, y, (4.7, 9.3), 2.0 * NOISE)
+    held = np.clip(plane, -2.0 * NOISE, 2.0 * NOISE)
+    held[mask] = 0.0
+    expected, count = (
+        sep.sum_circann(values, x, y, 4.7, 9.3, subpix=1)[0] for values in (held, (~mask).astype(np.float32))
+    )
+    np.testing.assert_allclose(total, expected, rtol=1e-12, atol=1e-9)
+    np.testing.assert_array_equal(area, count)
+    assert (area < 0.5 * area.max()).any()
 
 
 def test_stars_at_the_edge_beside_holes_and_saturated_ones_are_left_out():
