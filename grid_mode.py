@@ -151,7 +151,7 @@ def _execute(
     with ExitStack() as products:  # what is not finished is removed, once nobody writes into it any more
         with settled_frames(input_folder, settings, book, drop) as (pool, settled), book.phase("stack"):
             mosaic = products.enter_context(open_mosaic(settled, settings, book))
-            tasks = _tile_tasks(mosaic, settings)
+            tasks = _tile_tasks(mosaic, settings, pool.n_workers)
             clear_folder(book.paths.tiles, _TILE_NAME.fullmatch)
             stackers = open_stackers(pool, settings, book, access)
             mosaic.stack(stackers, tasks, phase="stack", note=partial(_note_tile, book))
@@ -160,11 +160,11 @@ def _execute(
         return mosaic.finish(n_tiles=len(mosaic.cells))
 
 
-def _tile_tasks(mosaic: Mosaic, settings: GridSettings) -> list[CellTask]:
+def _tile_tasks(mosaic: Mosaic, settings: GridSettings, n_workers: int) -> list[CellTask]:
     frames = mosaic.settled.matched.frames
     options = settings.stack_options(mosaic.n_channels, frames)
     files = mosaic.book.paths.tile
-    tasks = mosaic.tasks(frames, options, margin_px=settings.overlap_px, files=files)
+    tasks = mosaic.tasks(frames, options, n_workers=n_workers, margin_px=settings.overlap_px, files=files)
     logger.info("Global grid ready: tiles=%d of which %d see a frame", len(mosaic.cells), len(tasks))
     return tasks
 

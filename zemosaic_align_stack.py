@@ -7,7 +7,9 @@ companion for a device, `zemosaic_align_stack_gpu`, knows about slabs.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -31,7 +33,10 @@ _PLANES = ("image", "weight", "coverage", "rejected_low", "rejected_high")
 
 @dataclass(frozen=True, slots=True)
 class StackOptions:
-    """What `stack_frames` does with its frames, and how much memory it may take."""
+    """What `stack_frames` does with its frames, and how much it may take of the machine.
+
+    `threads` is how many slabs are worked on at once on the host, within the same memory.
+    """
 
     n_channels: int
     params: StackParams = field(default_factory=StackParams)
@@ -60,7 +65,7 @@ def slab_shape(n_frames: int, shape: tuple[int, int], options: StackOptions) -> 
     again for every slab.
     """
     planes = options.n_channels * (n_frames + _RESULT_PLANES) + n_frames  # the last: weights a pixel
-    pixels = options.mem_limit_bytes // (4 * planes)
+    pixels = options.mem_limit_bytes // (4 * planes * options.threads)
     side = min(max(_MIN_SLAB_SIDE_PX, int(pixels**0.5) - 2 * HALO_PX), _SLAB_SIDE_PX)
     return _even(shape, side)
 
@@ -98,19 +103,35 @@ def stack_frames(
     Returns
     -------
     StackedRect
-        The same for every division of the canvas into rectangles and every memory budget; on a device to the
-        rounding of float32.
+        The same for every division of the canvas into rectangles, every memory budget and number of threads; on
+        a device to the rounding of float32.
     """
     work = _Stacking(frames, canvas, rect, options)
     if device is None or device.given_up:
         slabs, stack_slab = _cut(rect, slab_shape(max(1, len(frames)), rect.shape, options)), work.stack_on_host
+        threads = options.threads
     else:
         side = device.slab_side(max(1, len(frames)), options.n_channels)
         slabs, stack_slab = _cut(rect, _even(rect.shape, side)), partial(device.stack_slab, work)
-    for slab in slabs:
+        threads = 1  # the device has many of its own
+
+    def stack_next(slab: Rect) -> None:
         between_slabs()
         stack_slab(slab)
+
+    _do_all(stack_next, slabs, threads)
     return StackedRect(work.whole, tuple(sorted(work.problems.items())))
+
+
+def _do_all(function: Callable[[Rect], None], slabs: list[Rect], threads: int) -> None:
+    """Call a function with each slab, by so many threads; what it raises ends the work."""
+    if threads == 1:
+        for slab in slabs:
+            function(slab)
+    else:
+        with ThreadPoolExecutor(threads, thread_name_prefix="slabs") as pool:
+            for _ in pool.map(function, slabs):
+                pass
 
 
 def _cut(rect: Rect, shape: tuple[int, int]) -> list[Rect]:
@@ -134,6 +155,7 @@ class _Stacking:
         weighed = any(source.weighs_pixels for source in self.sources)
         self.weighs_pixels = weighed or options.radial is not None or options.feather_px > 0
         self._samples, self._weights = _Reused(), _Reused()
+        self._counting = threading.Lock()
 
     def stack_on_host(self, slab: Rect) -> None:
         """Stack a slab on the host, in parts that fit the memory budget."""
@@ -159,7 +181,6 @@ class _Stacking:
             self.options.params,
             pixel_weight=pixel_weight,
             halo=(slab.y0 - wide.y0, wide.y1 - slab.y1, slab.x0 - wide.x0, wide.x1 - slab.x1),
-            threads=self.options.threads,
             device=device,
         )
         # Everything comes over before anything is kept: a device may fail on the way.
@@ -167,7 +188,8 @@ class _Stacking:
         at = (slice(None), *slab.shifted(-self.rect.y0, -self.rect.x0).slices)
         for name, plane in zip(_PLANES, planes, strict=True):
             getattr(self.whole, name)[at] = plane
-        self.whole.tally[active] += tally
+        with self._counting:
+            self.whole.tally[active] += tally
 
     def pixel_weights(self, source: FrameSource, part: Rect) -> np.ndarray | None:
         """Return the weights of a frame's pixels in a part of the canvas, None if all are 1."""
@@ -200,8 +222,8 @@ class _Stacking:
         return data, weights if weighed else None
 
 
-class _Reused:
-    """Arrays on the memory of the ones before: fresh memory costs more than filling it."""
+class _Reused(threading.local):
+    """Arrays on the memory of the ones before, for each thread: fresh memory costs more than filling it."""
 
     def __init__(self) -> None:
         self._buffer = np.empty(0, dtype=np.float32)

@@ -220,7 +220,7 @@ def coadd(
         raise ValueError(f"unknown assembly {method!r}; known: {', '.join(METHODS)}")
     memory = settings.chunk_ram_mb * MEGABYTE
     options = StackOptions(mosaic.n_channels, StackParams(reject="none"), settings.kernel, mem_limit_bytes=memory)
-    tasks = mosaic.tasks(frames, options, first=first)
+    tasks = mosaic.tasks(frames, options, n_workers=stackers.workers.n_workers, first=first)
     if method == "reproject_coadd":
         mosaic.stack(stackers, tasks, phase="coadd", work=coadd_cell, note=_nothing)
         return

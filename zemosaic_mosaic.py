@@ -169,6 +169,15 @@ def note_problems(task: CellTask, report: CellReport, book: RunBook) -> None:
 # ---- the mosaic ------------------------------------------------------------------------------------------
 
 
+def _shared_out(options: StackOptions, n_workers: int, n_tasks: int) -> StackOptions:
+    """Return the options of each task, so that what workers without a task may take is not lost."""
+    threads = n_workers // max(1, n_tasks)
+    if threads < 2:
+        return options
+    logger.info("fewer tiles than workers: each is stacked by %d threads", threads)
+    return replace(options, threads=threads, mem_limit_bytes=threads * options.mem_limit_bytes)
+
+
 class Mosaic:
     """The products of a run while they are made; see `open_mosaic`.
 
@@ -195,6 +204,7 @@ class Mosaic:
         frames: list[StackFrame],
         options: StackOptions,
         *,
+        n_workers: int,
         first: int = 1,
         margin_px: int = 0,
         files: Callable[[int], Path] | None = None,
@@ -206,6 +216,8 @@ class Mosaic:
         frames : list of StackFrame
             In frame order, on the mosaic's canvas.
         options : StackOptions
+            For one worker; where there are fewer cells than workers, a cell gets what several may take.
+        n_workers : int
         first : int
             Number of the first cell.
         margin_px : int
@@ -215,6 +227,7 @@ class Mosaic:
         """
         margins = [cell.grown(margin_px) for cell in self.cells]
         members = frames_of_cells([frame.placement for frame in frames], margins)
+        options = _shared_out(options, n_workers, sum(map(bool, members)))
         tasks = []
         for number, (cell, wide, indices) in enumerate(
             zip(self.cells, margins, members, strict=True), start=first

@@ -45,6 +45,7 @@ DIVISIONS = {
     "slabs of many rows": {"chunk_ram_mb": 12, "workers": 2},
     "small tiles": {"size_factor": 3.0, "workers": 2},
     "one tile": {"size_factor": 0.1},
+    "one tile for three workers": {"size_factor": 0.1, "workers": 3, "chunk_ram_mb": 2},
     "tiles with a margin": {"overlap_px": 60, "size_factor": 2.0, "workers": 2},
 }
 
@@ -58,6 +59,18 @@ def test_the_mosaic_is_the_same_bit_for_bit(colour, division, tmp_path):
     np.testing.assert_array_equal(run.mosaic, reference.mosaic)
     np.testing.assert_array_equal(run.coverage, reference.coverage)
     np.testing.assert_array_equal(run.weight, reference.weight)
+
+
+@pytest.mark.parametrize(("size_factor", "threads"), [(0.1, 5), (0.7, 2)])
+def test_where_there_are_fewer_tiles_than_workers_each_is_stacked_by_several_threads(
+    colour, size_factor, threads, tmp_path
+):
+    _, frames, reference = colour
+    run = Run(frames, tmp_path / "out", replace(TWO_WORKERS, workers=5, size_factor=size_factor))
+    assert len(list(run.paths.tiles.glob("*.fits"))) == 5 // threads
+    text = run.paths.log.read_text(encoding="utf-8")
+    assert f"[GRID] fewer tiles than workers: each is stacked by {threads} threads" in text
+    np.testing.assert_array_equal(run.mosaic, reference.mosaic)
 
 
 def test_tiles_are_announced_with_their_places_on_the_sky_and_when_they_start(colour):

@@ -2,14 +2,18 @@
 
 import json
 import shutil
+import threading
 from dataclasses import replace
 
 import numpy as np
+import pytest
 
 from parallel_utils import WORKER_BASE_BYTES
 from surveys import TWO_WORKERS, Run, survey_in
+from test_truth import DEEP, truth_frames
 from zemosaic_align_stack import StackOptions, slab_shape, stack_frames
 from zemosaic_synthetic import small_spec
+from zemosaic_types import RunCancelled
 
 MEGABYTE = 1024**2
 
@@ -46,8 +50,6 @@ def test_slabs_shrink_as_frames_pile_up_never_vanish_and_stay_square():
 
 
 def test_slabs_of_a_few_pixels_give_the_same_as_one_slab(tmp_path):
-    from test_truth import DEEP, truth_frames
-
     survey = survey_in(tmp_path / "frames", replace(DEEP, frames_per_panel=5, frame_shape=(60, 80)))
     options = StackOptions(n_channels=1)
     pairs, canvas = truth_frames(survey, tmp_path / "frames", options)
@@ -58,3 +60,50 @@ def test_slabs_of_a_few_pixels_give_the_same_as_one_slab(tmp_path):
     np.testing.assert_array_equal(tiny.image, whole.image)
     np.testing.assert_array_equal(tiny.coverage, whole.coverage)
     np.testing.assert_array_equal(tiny.tally, whole.tally)
+
+
+@pytest.fixture(scope="module")
+def deep(tmp_path_factory):
+    """Frames on a canvas, and options with which it is cut into many slabs."""
+    folder = tmp_path_factory.mktemp("deep")
+    survey = survey_in(folder, replace(DEEP, frames_per_panel=5, frame_shape=(60, 80)))
+    pairs, canvas = truth_frames(survey, folder, StackOptions(n_channels=1))
+    return [frame for frame, _ in pairs], canvas, StackOptions(n_channels=1, mem_limit_bytes=30_000)
+
+
+def test_slabs_in_several_threads_share_the_memory_and_leave_no_trace(deep):
+    frames, canvas, options = deep
+    one = stack_frames(frames, canvas, canvas.rect, options)
+    together = threading.Barrier(3)
+
+    def meet():
+        if not together.broken and len(met) < 3:
+            met.append(threading.get_ident())
+            together.wait(timeout=30)
+
+    met = []
+    three = replace(options, threads=3)
+    several = stack_frames(frames, canvas, canvas.rect, three, between_slabs=meet)
+    assert len(set(met)) == 3
+    assert np.prod(slab_shape(5, canvas.shape, three)) < 0.5 * np.prod(slab_shape(5, canvas.shape, options))
+    for name in ("image", "weight", "coverage", "rejected_low", "rejected_high", "tally"):
+        np.testing.assert_array_equal(getattr(several.result, name), getattr(one.result, name))
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_what_one_slab_raises_ends_the_stack(deep, threads):
+    frames, canvas, options = deep
+    options = replace(options, threads=threads, mem_limit_bytes=threads * 15_000)
+    rows, columns = slab_shape(5, canvas.shape, options)
+    n_slabs = -(-canvas.shape[0] // rows) * -(-canvas.shape[1] // columns)
+    assert n_slabs >= 40
+    begun = []
+
+    def cancel_the_fifth():
+        begun.append(1)
+        if len(begun) == 5:
+            raise RunCancelled("enough")
+
+    with pytest.raises(RunCancelled, match="enough"):
+        stack_frames(frames, canvas, canvas.rect, options, between_slabs=cancel_the_fifth)
+    assert len(begun) < 20
