@@ -156,11 +156,12 @@ def _clean_planes(raw: np.ndarray, bayer: str) -> tuple[_Planes, np.ndarray, np.
             return _Planes(values, 1, ((0.0, 0.0),) * n, (1.0,) * n, values), sky, noise
         means, peaks = binned(values)
         return _Planes(means, 2, ((0.5, 0.5),) * n, (2.0,) * n, peaks, _BLUR_OF_MEANS_PX2), sky, noise
-    levels = [sky_and_noise(plane) for plane in half_planes(raw[0], bayer)]
+    whole = raw[0].astype(np.float32)
+    levels = [sky_and_noise(plane) for plane in half_planes(whole, bayer)]
     sky, noise = np.ascontiguousarray(np.transpose(levels))  # one type, one compiled form of the loops
     noise[1] *= np.sqrt(2.0)  # half_planes averages the two greens
     colours = bayer_colours(bayer)
-    clean = replace_isolated(raw[0].astype(np.float32), colours, sky, noise, ISOLATED_SIGMA)
+    clean = replace_isolated(whole, colours, sky, noise, ISOLATED_SIGMA)
     shift = tuple(tuple(np.argwhere(colours == c).mean(axis=0).tolist()) for c in range(3))
     halves = half_planes(clean, bayer)
     return _Planes(halves, 2, shift, (1.0, np.sqrt(2.0), 1.0), halves), sky, noise

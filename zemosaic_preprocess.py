@@ -44,15 +44,22 @@ def half_planes(raw: np.ndarray, bayer: str) -> np.ndarray:
     ndarray, shape (3, ny // 2, nx // 2), float32
         Pixel (j, i) of the green plane is centred at raw pixel (2 j + 0.5, 2 i + 0.5).
     """
-    ny, nx = raw.shape[0] // 2 * 2, raw.shape[1] // 2 * 2
-    colours = bayer_colours(bayer)
-    planes = np.zeros((3, ny // 2, nx // 2), dtype=np.float32)
-    for dy in (0, 1):
-        for dx in (0, 1):
-            cell = raw[dy:ny:2, dx:nx:2]
-            colour = colours[dy, dx]
-            planes[colour] += cell if colour != 1 else np.float32(0.5) * cell
+    planes = np.empty((3, raw.shape[0] // 2, raw.shape[1] // 2), dtype=np.float32)
+    _separate(np.ascontiguousarray(raw, dtype=np.float32), bayer_colours(bayer), planes)
     return planes
+
+
+@nb.njit(cache=True, nogil=True)
+def _separate(raw, colours, planes):  # pragma: no cover - compiled
+    half = np.float32(0.5)
+    above, below = colours[0], colours[1]
+    first = 0 if above[0] == 1 else 1  # column of the green pixel in the upper row of a cell
+    for j in range(planes.shape[1]):
+        for i in range(planes.shape[2]):
+            y, x = 2 * j, 2 * i
+            planes[1, j, i] = half * raw[y, x + first] + half * raw[y + 1, x + 1 - first]
+            planes[above[1 - first], j, i] = raw[y, x + 1 - first]
+            planes[below[first], j, i] = raw[y + 1, x + first]
 
 
 def binned(planes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -15,7 +15,14 @@ from numba.core.errors import NumbaError
 
 import classic_mode  # noqa: F401 - loaded for the workers
 import grid_mode  # noqa: F401 - loaded for the workers
-from zemosaic_preprocess import ISOLATED_SIGMA, bayer_colours, binned, demosaic, replace_isolated
+from zemosaic_preprocess import (
+    ISOLATED_SIGMA,
+    bayer_colours,
+    binned,
+    demosaic,
+    half_planes,
+    replace_isolated,
+)
 from zemosaic_registration import ring_sums
 from zemosaic_reproject import Lattice, resample
 from zemosaic_stack_core import NoiseModel, stack
@@ -27,6 +34,7 @@ def load_loops() -> None:
     one, whole = np.ones(3), Rect(0, 8, 0, 8)
     raw = np.zeros(whole.shape, dtype=np.float32)
     binned(raw[None])
+    half_planes(raw, "GRBG")
     ring_sums(raw, raw > 0, one, one, (1.0, 2.0), 1.0)
     colours = bayer_colours("GRBG")
     planes = demosaic(replace_isolated(raw, colours, one, one, ISOLATED_SIGMA), colours)

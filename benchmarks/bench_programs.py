@@ -25,8 +25,12 @@ class Program:
     folder: Path
 
     def run(self) -> Usage:
-        """Run the commands once, with nothing of ZeMosaic's configuration in the environment."""
-        env = {name: value for name, value in os.environ.items() if not name.startswith("ZEMOSAIC_")}
+        """Run the commands once, with nothing of ZeMosaic's configuration in the environment.
+
+        Modules are compiled once and kept, as they are where ZeMosaic is installed.
+        """
+        kept = os.environ.items()
+        env = {k: v for k, v in kept if not k.startswith("ZEMOSAIC_") and k != "PYTHONDONTWRITEBYTECODE"}
         return added_usage([measure(command, folder=self.folder, env=env) for command in self.commands])
 
     def show(self) -> None:

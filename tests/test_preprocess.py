@@ -99,12 +99,16 @@ def test_missing_pixels_are_left_alone_by_the_cleaning():
     np.testing.assert_array_equal(clean, raw)
 
 
-def test_half_planes_average_the_greens_and_keep_the_others():
-    raw = np.arange(16, dtype=np.uint16).reshape(4, 4)
-    red, green, blue = half_planes(raw, "GRBG")
-    np.testing.assert_array_equal(red, raw[0::2, 1::2])
-    np.testing.assert_array_equal(blue, raw[1::2, 0::2])
-    np.testing.assert_array_equal(green, (raw[0::2, 0::2] + raw[1::2, 1::2]) / 2)
+@pytest.mark.parametrize("bayer", PATTERNS)
+def test_half_planes_average_the_greens_and_keep_the_others(bayer):
+    raw = np.arange(35, dtype=np.uint16).reshape(5, 7)
+    cells = {letter: [] for letter in "RGB"}
+    for k, letter in enumerate(bayer):
+        cells[letter].append(raw[k // 2 : 4 : 2, k % 2 : 6 : 2])
+    planes = half_planes(raw, bayer)
+    assert planes.dtype == np.float32
+    for plane, letter in zip(planes, "RGB", strict=True):
+        np.testing.assert_array_equal(plane, np.mean(cells[letter], axis=0))
 
 
 def test_means_of_two_by_two_pixels_and_their_peaks():
