@@ -149,7 +149,7 @@ class _Stacking:
     def __init__(self, frames: list[StackFrame], canvas: Canvas, rect: Rect, options: StackOptions) -> None:
         self.sources = [FrameSource(frame, canvas, options.kernel) for frame in frames]
         self.canvas, self.rect, self.options = canvas, rect, options
-        self.n_channels, self.params = options.n_channels, options.params
+        self.n_channels, self.params, self.feather_px = options.n_channels, options.params, options.feather_px
         self.whole = _empty_result(len(frames), options.n_channels, rect.shape)
         self.problems: dict[str, str] = {}
         weighed = any(source.weighs_pixels for source in self.sources)
@@ -191,9 +191,9 @@ class _Stacking:
         with self._counting:
             self.whole.tally[active] += tally
 
-    def pixel_weights(self, source: FrameSource, part: Rect) -> np.ndarray | None:
-        """Return the weights of a frame's pixels in a part of the canvas, None if all are 1."""
-        return source.pixel_weights(part, self.options.radial, self.options.feather_px)
+    def hard_weights(self, source: FrameSource, part: Rect) -> np.ndarray | None:
+        """Return the weights of a frame's pixels in a part of the canvas without a feather, None if all are 1."""
+        return source.pixel_weights(part, self.options.radial, 0.0)
 
     def miss(self, source: FrameSource, reason: str) -> None:
         """Note that a frame could not be read here."""
@@ -203,7 +203,7 @@ class _Stacking:
         """Return the samples (n, c, ny, nx) of frames in a rectangle and weights of pixels, None if all are 1."""
         data = self._samples.of((len(sources), self.n_channels, *wide.shape))
         weights = self._weights.of((len(sources), *wide.shape)) if self.weighs_pixels else None
-        weighed = False
+        weighed, radial = False, self.options.radial
         for row, source in enumerate(sources):
             part = source.part_of(wide)
             at = part.shifted(-wide.y0, -wide.x0).slices
@@ -211,7 +211,7 @@ class _Stacking:
                 data[row] = np.nan
             try:
                 source.fill(part, data[(row, slice(None), *at)])
-                of_part = None if weights is None else self.pixel_weights(source, part)
+                of_part = None if weights is None else source.pixel_weights(part, radial, self.feather_px)
             except FrameError as error:
                 data[row], of_part = np.nan, None
                 self.miss(source, str(error))

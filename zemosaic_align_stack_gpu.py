@@ -26,6 +26,7 @@ from zemosaic_frame_arrays import (
     to_float,
 )
 from zemosaic_frame_source import FrameSource
+from zemosaic_reproject import LEAST_FEATHER
 from zemosaic_resample_kernels import lanczos3_table
 from zemosaic_stack_arrays import PIXEL_BYTES, SAMPLE_BYTES
 from zemosaic_stack_core import HALO_PX, NoiseModel, normalise, stack
@@ -48,6 +49,7 @@ class Stacking(Protocol):
 
     n_channels: int
     params: StackParams
+    feather_px: float
     weighs_pixels: bool
 
     def stack_slab(
@@ -63,8 +65,8 @@ class Stacking(Protocol):
         """Stack a slab on the host."""
         ...
 
-    def pixel_weights(self, source: FrameSource, part: Rect) -> np.ndarray | None:
-        """Return the weights of a frame's pixels in a part of the canvas, on the host."""
+    def hard_weights(self, source: FrameSource, part: Rect) -> np.ndarray | None:
+        """Return the weights of a frame's pixels in a part of the canvas without a feather, on the host."""
         ...
 
     def miss(self, source: FrameSource, reason: str) -> None:
@@ -186,9 +188,9 @@ class DeviceStacker:
             at = part.shifted(-wide.y0, -wide.x0).slices
             try:
                 pixels = raw.result()
-                of_part = work.pixel_weights(source, part) if weight is not None else None
+                of_part = self._weights(work, source, part) if weight is not None else None
                 if of_part is not None:
-                    weight[(row, *at)], weighed = self.device.upload(of_part), True
+                    weight[(row, *at)], weighed = of_part, True
             except FrameError as error:
                 work.miss(source, str(error))
                 continue
@@ -196,6 +198,18 @@ class DeviceStacker:
             rows, columns = (a if a is None else self.device.upload(a) for a in source.ramps(part))
             normalise(data[(row, slice(None), *at)], np.array(source.frame.solution.gain), rows, columns)
         return data, weight if weighed else None
+
+    def _weights(self, work: Stacking, source: FrameSource, part: Rect) -> Any:
+        """Return the weights of a frame's pixels in a part of the canvas, None if all are 1."""
+        hard = work.hard_weights(source, part)
+        weight = None if hard is None else self.device.upload(hard)
+        if not source.is_feathered(part, work.feather_px):
+            return weight
+        if weight is None:
+            weight = self.device.xp.ones(part.shape, dtype=np.float32)
+        grid, size = source.grid, source.header.shape
+        where = self.device.upload(grid.nodes), grid.origin, (part.y0, part.x0), size
+        return zemosaic_frame_arrays.feather(*where, work.feather_px, LEAST_FEATHER, weight)
 
     def _samples(self, source: FrameSource, section: Rect, raw: np.ndarray, part: Rect) -> Any:
         """Return a frame's samples (c, h, w) of a part of the canvas, not normalised yet."""

@@ -308,6 +308,43 @@ def _interpolated(nodes: Array, cell: tuple[Array, Array], down: Array, across: 
     return out
 
 
+def feather(
+    nodes: Array,
+    origin: tuple[int, int, int],
+    corner: tuple[int, int],
+    size: tuple[int, int],
+    width: float,
+    floor: float,
+    weight: Array,
+) -> Array:
+    """Return weights of canvas pixels times the feather of their frame; bit for bit the compiled result.
+
+    Parameters
+    ----------
+    nodes, origin, corner
+        The pixel map, and the canvas pixel to begin with; see `pixel_map`.
+    size : tuple of int
+        ``(ny, nx)`` of the whole frame.
+    width : float
+        Frame pixels from the edge at which the weight is whole.
+    floor : float
+        Least of the feather.
+    weight : array, shape (oh, ow), float32
+
+    Returns
+    -------
+    array, shape (oh, ow), float32
+    """
+    xp = namespace_of(nodes)
+    x, y = pixel_map(nodes, origin, corner, weight.shape)
+    distance = xp.minimum(x, size[1] - 1.0 - x)
+    distance = xp.minimum(distance, xp.minimum(y, size[0] - 1.0 - y))
+    distance += 0.5
+    share = xp.maximum(distance / width, 0.0)
+    share = xp.maximum(share * share * (3.0 - 2.0 * share), floor)
+    return xp.where(distance < width, weight * share, weight).astype(xp.float32)
+
+
 def resample(
     planes: Array,
     section: tuple[int, int],

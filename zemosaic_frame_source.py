@@ -175,8 +175,7 @@ class FrameSource:
         FrameError
             If the frame cannot be read.
         """
-        feathered = feather_px > 0 and not is_inside(self.grid, part, self.header.shape, feather_px)
-        weight = self._own_weights(part)
+        weight, feathered = self._own_weights(part), self.is_feathered(part, feather_px)
         if weight is None:
             if radial is None and not feathered:
                 return None
@@ -186,6 +185,10 @@ class FrameSource:
         if feathered:
             feather(self.grid, part, self.header.shape, feather_px, weight)
         return weight
+
+    def is_feathered(self, part: Rect, feather_px: float) -> bool:
+        """Return whether a pixel of `part` may lie closer to the edge of the frame than the feather is wide."""
+        return feather_px > 0 and not is_inside(self.grid, part, self.header.shape, feather_px)
 
     @property
     def weighs_pixels(self) -> bool:

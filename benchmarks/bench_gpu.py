@@ -26,7 +26,7 @@ from zemosaic_align_stack_gpu import DeviceStacker
 from zemosaic_backend import Device, find_devices, open_device
 from zemosaic_fits_io import frame_wcs
 from zemosaic_frame_source import StackFrame
-from zemosaic_match import MatchOptions, match_frames
+from zemosaic_match import MatchOptions, match_frames, usual_feather_px
 from zemosaic_measure import MeasuredFrame, cell_size_px, measure_frames
 from zemosaic_plan import load_frames, plan_from_folder
 from zemosaic_reproject import Canvas, optimal_canvas
@@ -165,7 +165,7 @@ def _driver() -> str:
 def parity(device: Device, work: Path, sizes: Sizes) -> list[Figure]:
     """Stack a survey on both and compare, in units of the sky noise of a frame's sample."""
     frames, canvas = find_frames(work, sizes.parity)
-    options = StackOptions(CHANNELS)
+    options = StackOptions(CHANNELS, feather_px=usual_feather_px(frames))  # as a run does
     host = stack_frames(frames, canvas, canvas.rect, options)
     there = on_device(DeviceStacker(device), frames, canvas, options)
     noise = np.median([frame.solution.noise for frame in frames], axis=0)[:, None, None]
@@ -285,7 +285,7 @@ def _stack_and_wait(device: Device, *given: Any) -> None:
 def whole_tile(device: Device, work: Path, sizes: Sizes, best: int) -> list[Figure]:
     """Time frames on disk to stacked tile, on the GPU and on one core of the CPU."""
     frames, canvas = find_frames(work, sizes.tile)
-    options = StackOptions(CHANNELS)
+    options = StackOptions(CHANNELS, feather_px=usual_feather_px(frames))  # as a run does
     run_there = partial(on_device, DeviceStacker(device), frames, canvas, options)
     run_here = partial(stack_frames, frames, canvas, canvas.rect, options)
     run_there()  # untimed: compiles

@@ -393,6 +393,29 @@ def test_resampling_on_a_device_gives_the_same_bits(case, kernel):
     same(fetched(xp, arrays.resample(on_device, section, shape, map_there, *where, kernel, table)), expected)
 
 
+@pytest.mark.parametrize("width", [0.7, 5.0, 40.0])
+@pytest.mark.parametrize("case", CASES)
+def test_the_feather_has_the_bits_of_the_compiled_form_on_a_device_too(case, width):
+    _, _, size, nodes, origin, corner, shape = setup(case)
+    weight = np.random.default_rng(8).uniform(0.1, 3.0, shape).astype(np.float32)
+    expected = weight.copy()
+    kernels.feather(nodes, origin, corner, *size, width, 0.01, expected)
+    assert width < 40 or (expected != weight).any()
+    same(arrays.feather(nodes, origin, corner, size, width, 0.01, weight), expected)
+    xp, *on_device = sent(nodes, weight)
+    result = arrays.feather(on_device[0], origin, corner, size, width, 0.01, on_device[1])
+    same(fetched(xp, result), expected)
+
+
+def test_the_feather_takes_less_memory_than_resampling():
+    shape = (180, 160)
+    grid = warped_lattice((200, 150), 20.0)
+    xp, nodes, weight = sent(grid.nodes, np.ones(shape, dtype=np.float32))
+    before = xp.live_bytes
+    arrays.feather(nodes, grid.origin, (-90, -80), (200, 150), 20.0, 0.01, weight)
+    assert xp.peak_bytes - before < 0.3 * arrays.RESAMPLE_BYTES_PER_PX * weight.size
+
+
 def test_the_pixel_map_on_a_device_has_the_same_bits():
     _, _, _, nodes, *where = setup("holes")
     xp, on_device = sent(nodes)
