@@ -111,7 +111,7 @@ def stack_frames(
         slabs, stack_slab = _cut(rect, slab_shape(max(1, len(frames)), rect.shape, options)), work.stack_on_host
         threads = options.threads
     else:
-        side = device.slab_side(max(1, len(frames)), options.n_channels)
+        side = device.slab_side(max(1, len(frames)), options.n_channels, options.params)
         slabs, stack_slab = _cut(rect, _even(rect.shape, side)), partial(device.stack_slab, work)
         threads = 1  # the device has many of its own
 
@@ -164,7 +164,11 @@ class _Stacking:
             self.stack_slab(part, self._gather)
 
     def stack_slab(
-        self, slab: Rect, gather: Callable[..., tuple[Any, Any]], *, device: Device | None = None
+        self,
+        slab: Rect,
+        gather: Callable[..., tuple[Any, Any]],
+        *,
+        kernels: Callable[[int], Device | None] = lambda _: None,
     ) -> None:
         """Stack a slab from the samples that ``gather(sources, wide)`` returns, and keep the result."""
         wide = slab.grown(HALO_PX).intersect(self.canvas.rect)
@@ -181,7 +185,7 @@ class _Stacking:
             self.options.params,
             pixel_weight=pixel_weight,
             halo=(slab.y0 - wide.y0, wide.y1 - slab.y1, slab.x0 - wide.x0, wide.x1 - slab.x1),
-            device=device,
+            device=kernels(len(active)),
         )
         # Everything comes over before anything is kept: a device may fail on the way.
         tally, *planes = (to_host(getattr(result, name)) for name in ("tally", *_PLANES))

@@ -12,11 +12,14 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
 
 import zemosaic_frame_arrays
+import zemosaic_stack_arrays as arrays
+import zemosaic_stack_cuda as kernels
 from zemosaic_backend import Device, to_host
 from zemosaic_events import tagged_logger
 from zemosaic_frame_arrays import (
@@ -28,7 +31,6 @@ from zemosaic_frame_arrays import (
 from zemosaic_frame_source import FrameSource
 from zemosaic_reproject import LEAST_FEATHER
 from zemosaic_resample_kernels import lanczos3_table
-from zemosaic_stack_arrays import PIXEL_BYTES, SAMPLE_BYTES
 from zemosaic_stack_core import HALO_PX, NoiseModel, normalise, stack
 from zemosaic_types import FrameError, Rect, StackParams
 
@@ -53,11 +55,15 @@ class Stacking(Protocol):
     weighs_pixels: bool
 
     def stack_slab(
-        self, slab: Rect, gather: Callable[..., tuple[Any, Any]], *, device: Device | None = None
+        self,
+        slab: Rect,
+        gather: Callable[..., tuple[Any, Any]],
+        *,
+        kernels: Callable[[int], Device | None] = ...,
     ) -> None:
         """Stack a slab from the samples that ``gather(sources, wide)`` returns, and keep the result.
 
-        With `device` by its compiled kernels, else in array operations.
+        Where `kernels` gives a device for the number of frames by its compiled kernels, else in array operations.
         """
         ...
 
@@ -92,23 +98,25 @@ class DeviceStacker:
         self.device = device
         self.failures: list[str] = []
         self._table: Any = None
-        self._trusted: dict[StackParams, bool] = {}
+        self._trusted: dict[tuple[StackParams, int], bool] = {}
 
     @property
     def given_up(self) -> bool:
         """Whether the device has failed too often to be tried again."""
         return len(self.failures) >= MOST_FAILURES
 
-    def slab_side(self, n_frames: int, n_channels: int) -> int:
+    def slab_side(self, n_frames: int, n_channels: int, params: StackParams) -> int:
         """Return the side of the square slabs that fit into free memory, the largest if the device cannot say."""
         try:
+            compiled = params.combine == "mean" and self._kernels(params, n_frames) is not None
             free = self.device.free_bytes()
         except self.device.errors as error:  # after some errors of CUDA every call fails
             self.failures.append(_described(error))
             return _SLAB_SIDE_PX
-        samples = n_frames * n_channels * (4 + SAMPLE_BYTES) + 4 * n_frames  # the last: weights a pixel
+        of_sample, of_pixel = (4, kernels.PIXEL_BYTES) if compiled else (arrays.SAMPLE_BYTES, arrays.PIXEL_BYTES)
+        samples = n_frames * n_channels * (4 + of_sample) + 4 * n_frames  # the last: weights a pixel
         of_one_frame = max(RESAMPLE_BYTES_PER_PX + 4 * n_channels, 2 * PREPARE_BYTES_PER_PX)
-        bytes_per_px = samples + n_channels * PIXEL_BYTES + of_one_frame
+        bytes_per_px = samples + n_channels * of_pixel + of_one_frame
         pixels = int(_SHARE_OF_FREE_MEMORY * free) // bytes_per_px
         return min(max(_MIN_SLAB_SIDE_PX, int(pixels**0.5) - 2 * HALO_PX), _SLAB_SIDE_PX)
 
@@ -131,33 +139,38 @@ class DeviceStacker:
         """Stack a slab; return None, the reason of a failure, or nothing if memory was full."""
         reason: str | None = None
         try:
-            kernels = self.device if self._trusts_kernels(work.params) else None
-            work.stack_slab(slab, lambda sources, wide: self._gather(work, sources, wide), device=kernels)
+            gather, trusted = partial(self._gather, work), partial(self._kernels, work.params)
+            work.stack_slab(slab, gather, kernels=trusted)
         except self.device.errors as error:
             reason = "" if self.device.is_out_of_memory(error) else _described(error)
         self._release(failed=bool(reason))
         return reason
 
-    def _trusts_kernels(self, params: StackParams) -> bool:
-        """Return whether the device's kernels give what array operations give; tried once, on made-up pixels."""
-        if not self.device.compiles:
-            return False
-        if params not in self._trusted:
-            self._trusted[params] = self._kernels_agree(params)
-            if not self._trusted[params]:
-                logger.warning("the stack kernel of %s is wrong and not used", self.device.info.name)
-        return self._trusted[params]
+    def _kernels(self, params: StackParams, n_frames: int) -> Device | None:
+        """Return the device if its kernels for so many frames give what array operations give.
 
-    def _kernels_agree(self, params: StackParams) -> bool:
-        rng = np.random.default_rng(0)
-        samples = rng.normal(100.0, 5.0, (9, 2, 24, 40)).astype(np.float32)
+        They are tried once, on made-up pixels of as many frames as these kernels can take.
+        """
+        if not self.device.compiles or n_frames > kernels.MOST_FRAMES:
+            return None
+        key = params, kernels.compiled_for(n_frames)
+        if key not in self._trusted:
+            self._trusted[key] = self._kernels_agree(*key)
+            if not self._trusted[key]:
+                what = "the stack kernel of %s for %d frames is wrong and not used"
+                logger.warning(what, self.device.info.name, key[1])
+        return self.device if self._trusted[key] else None
+
+    def _kernels_agree(self, params: StackParams, n: int) -> bool:
+        rng, shape = np.random.default_rng(0), (24, 40) if n <= 64 else (8, 12)
+        samples = rng.normal(100.0, 5.0, (n, 2, *shape)).astype(np.float32)
         samples[rng.random(samples.shape) < 0.05] += 80.0
         samples[rng.random(samples.shape) < 0.1] = np.nan
         noise = NoiseModel(
-            *(rng.uniform(low, high, (9, 2)) for low, high in ((4, 6), (0, 1), (90, 100), (-0.4, 0.4)))
+            *(rng.uniform(low, high, (n, 2)) for low, high in ((4, 6), (0, 1), (90, 100), (-0.4, 0.4)))
         )
-        given = self.device.upload(samples), rng.uniform(0.5, 2.0, (9, 2)), noise, params
-        weights = self.device.upload(rng.uniform(0.1, 1.0, (9, 24, 40)).astype(np.float32))
+        given = self.device.upload(samples), rng.uniform(0.5, 2.0, (n, 2)), noise, params
+        weights = self.device.upload(rng.uniform(0.1, 1.0, (n, *shape)).astype(np.float32))
         return all(self._kernel_agrees(given, pixel_weight) for pixel_weight in (None, weights))
 
     def _kernel_agrees(self, given: tuple, pixel_weight: Any) -> bool:

@@ -18,6 +18,7 @@ samples to close in on them, about as many operations as the network's 17 compar
 
 from __future__ import annotations
 
+import math
 from functools import cache
 from typing import Any
 
@@ -128,6 +129,11 @@ def _combine(
     grid = min(-(-my * mx // _BLOCK), _MOST_BLOCKS), channels
     device.kernel(source, "combine")(grid, (_BLOCK,), arguments)
     return image, weight_out, counts[0], counts[1], counts[2], tally
+
+
+def compiled_for(n_frames: int) -> int:
+    """Return the most frames that the kernels for so many frames can stack: each power of two has its own."""
+    return n_frames if n_frames < 3 else math.prod(_division(n_frames))
 
 
 def _division(n_frames: int) -> tuple[int, int]:

@@ -243,7 +243,7 @@ def memory_for(side, n_frames, n_channels):
 
 
 def planned_side(free, n_frames=100, n_channels=3):
-    return DeviceStacker(StrictDevice(claimed_bytes=free)).slab_side(n_frames, n_channels)
+    return DeviceStacker(StrictDevice(claimed_bytes=free)).slab_side(n_frames, n_channels, StackParams())
 
 
 @pytest.mark.parametrize("combine", ["mean", "median"])
@@ -462,8 +462,19 @@ class CompilingDevice(StrictDevice):
     compiles = True
 
 
+def test_slabs_for_kernels_that_need_less_memory_are_larger(monkeypatch):
+    monkeypatch.setattr(DeviceStacker, "_kernels_agree", lambda *_: True)
+    stacker = DeviceStacker(CompilingDevice(claimed_bytes=10**9))
+    plain = planned_side(10**9, n_frames=400)
+    assert stacker.slab_side(400, 3, StackParams()) > 1.8 * plain
+    assert stacker.slab_side(400, 3, StackParams(combine="median")) == plain
+    monkeypatch.setattr(DeviceStacker, "_kernels_agree", lambda *_: False)
+    assert DeviceStacker(CompilingDevice(claimed_bytes=10**9)).slab_side(400, 3, StackParams()) == plain
+
+
+@pytest.mark.parametrize("n_frames", [2, 5, 9, 100])
 @pytest.mark.parametrize("right", [True, False], ids=["right", "wrong"])
-def test_kernels_of_a_device_are_used_only_if_they_give_what_array_operations_give(right, monkeypatch, caplog):
+def test_kernels_are_used_only_if_they_give_what_array_operations_give(right, n_frames, monkeypatch, caplog):
     """A kernel that computes nonsense, by a fault of ours or of a compiler, must not reach a mosaic."""
     calls = []
 
@@ -477,9 +488,12 @@ def test_kernels_of_a_device_are_used_only_if_they_give_what_array_operations_gi
     monkeypatch.setattr(zemosaic_stack_core, "stack_on_cuda", kernel)
     # The patched kernel rejects nothing, which is right only where nothing is to be rejected.
     params = StackParams(reject="none") if right else StackParams()
+    right = right or n_frames < 3
     stacker = DeviceStacker(CompilingDevice())
-    assert stacker._trusts_kernels(params) is right
-    assert stacker._trusts_kernels(params) is right
+    for _ in range(2):
+        assert stacker._kernels(params, n_frames) is (stacker.device if right else None)
     assert len(calls) == (2 if right else 1)
+    assert {shape[0] for shape in calls} == {{2: 2, 5: 8, 9: 16, 100: 128}[n_frames]}
+    assert stacker._kernels(params, 5000) is None
     assert ("is wrong and not used" in caplog.text) is not right
     assert stacker.failures == []
