@@ -39,6 +39,7 @@ FLOORS = [
         "zemosaic_overlap_kernels",
         "zemosaic_resample_kernels",
         "zemosaic_stack_arrays",
+        "zemosaic_two_levels",
     },
     {"zemosaic_overlap_fit", "zemosaic_stack_kernels", "zemosaic_cameras", "zemosaic_detections"},
     {"zemosaic_stack_cuda"},
