@@ -24,7 +24,7 @@ import numpy as np
 from zemosaic_events import tagged_logger
 from zemosaic_links import tied_groups
 from zemosaic_overlap_kernels import frame_sums, modelled, normal_product, own_blocks, point_sums
-from zemosaic_two_levels import Boxes, CoarseLevel, conjugate_gradients
+from zemosaic_two_levels import Boxes, CoarseLevel, conjugate_gradients, without_means
 from zemosaic_types import MAD_TO_SIGMA, Tell, tell_nobody
 
 logger = tagged_logger("ZeMosaicWorker.match")
@@ -240,7 +240,6 @@ class _Fit:
             return (out + self.ridge * theta).reshape(-1, 1)
 
         def precondition(flat: np.ndarray) -> np.ndarray:
-            # A common constant of a group costs nothing: rounding alone must not be divided by that.
             level = self._without_means(flat.reshape(shape))
             smooth = self.coarse(level.reshape(-1, 1)).reshape(shape)
             return self._without_means(np.einsum("nij,nj->ni", self.inverse, level) + smooth).reshape(-1, 1)
@@ -260,10 +259,7 @@ class _Fit:
 
     def _without_means(self, theta: np.ndarray) -> np.ndarray:
         """Return coefficients whose constants have the mean 0 in every group; a group's own is not determined."""
-        means = np.bincount(self.group, theta[:, 0]) / np.bincount(self.group)
-        theta = theta.copy()
-        theta[:, 0] -= means[self.group]
-        return theta
+        return np.hstack([without_means(theta[:, :1], self.group), theta[:, 1:]])
 
 
 def _extent(sightings: Sightings) -> tuple[float, np.ndarray]:

@@ -161,6 +161,17 @@ def conjugate_gradients(
     return solution, False
 
 
+def without_means(values: np.ndarray, group: np.ndarray) -> np.ndarray:
+    """Return values (n, c) less their means in each group (n,).
+
+    Where a constant of a group costs nothing, rounding alone makes one in a right side, and a preconditioner must
+    not divide that by nothing.
+    """
+    count = np.bincount(group)
+    means = np.column_stack([np.bincount(group, column) / count for column in values.T])
+    return values - means[group]
+
+
 def _inner(one: np.ndarray, other: np.ndarray) -> np.ndarray:
     """Return the inner products of columns, real as they are of what is positive."""
     return np.einsum("sc,sc->c", one.conj(), other).real
