@@ -54,6 +54,7 @@ _DISAGREEMENT_SIGMA = 5.0
 _CG_TOLERANCE = 1e-11
 _CG_STEPS = 2000
 _GRID = 33
+_BLOCK = 1024  # rows
 
 
 @dataclass(frozen=True)
@@ -279,20 +280,35 @@ def _solve_channel(one: Detections, n_frames: int, shape: tuple[int, int], tell:
     for turn in range(_ROUNDS):
         tell(turn / _ROUNDS)
         rest, effects = frames.without_effects(columns, weight, effects)
-        normal = rest[:, 1:].T @ (weight[:, None] * rest[:, 1:])
-        pull = rest[:, 1:].T @ (weight * rest[:, 0])
+        products = _weighted_products(rest, weight)
+        normal, pull = products[1:, 1:], products[1:, 0]
         before, terms = terms, np.linalg.lstsq(normal, pull, rcond=1e-12)[0]
-        standard = (rest[:, 0] - rest[:, 1:] @ terms) * np.sqrt(base)
+        left = rest[:, 0] - _combined(rest[:, 1:], terms)
+        standard = left * np.sqrt(base)
         scale = MAD_TO_SIGMA * float(np.median(np.abs(standard))) * np.sqrt(m / free)
-        if scale == 0.0 or (before is not None and np.abs(rest[:, 1:] @ (terms - before)).max() < 1e-6):
+        if scale == 0.0 or (before is not None and np.abs(_combined(rest[:, 1:], terms - before)).max() < 1e-6):
             break
-        base = given / np.maximum(1.0, _own_scatter(standard * np.sqrt(given / base) / scale, number))
-        standard = (rest[:, 0] - rest[:, 1:] @ terms) * np.sqrt(base)
+        base = given / np.maximum(1.0, _own_scatter(left * np.sqrt(given) / scale, number))
+        standard = left * np.sqrt(base)
         weight = base * np.minimum(1.0, _HUBER * scale / np.maximum(np.abs(standard), 1e-12))
     effects[np.bincount(one.frame, minlength=n_frames) == 0] = np.nan
     spread = _influence(standard, max(scale, 1e-9)) * np.sqrt(m / free)
     trust = weight.sum() / base.sum() * spread**2
     return _Channel(normal / trust, pull / trust, effects, group, m)
+
+
+def _combined(columns: np.ndarray, terms: np.ndarray) -> np.ndarray:
+    """Return ``columns @ terms`` without waking a library's threads, whose waiting costs more than they save."""
+    return np.einsum("mq,q->m", columns, terms)
+
+
+def _weighted_products(columns: np.ndarray, weight: np.ndarray) -> np.ndarray:
+    """Return the products (q, q) of columns (m, q), weighted, in blocks too small for threads."""
+    total = np.zeros((columns.shape[1],) * 2)
+    for first in range(0, len(columns), _BLOCK):
+        part = columns[first : first + _BLOCK]
+        total += (part.T * weight[first : first + _BLOCK]) @ part
+    return total
 
 
 def _own_scatter(standard: np.ndarray, star: np.ndarray) -> np.ndarray:
@@ -338,7 +354,8 @@ class _Frames:
         stars_to_frames = csr_array((weight, star, self.start), shape=(n, of_star.size))
         sums = csr_array((weight, np.arange(m), self.start), shape=(n, m))
         precondition = self._preconditioner(weight, of_star, of_frame)
-        right = sums @ columns - stars_to_frames @ (means @ columns)
+        at_stars = means @ columns
+        right = sums @ columns - stars_to_frames @ at_stars
         goal = _CG_TOLERANCE**2 * np.einsum("nq,nq->q", right, precondition(right))
         effects, _ = conjugate_gradients(
             lambda g: of_frame * g - stars_to_frames @ (frames_to_stars @ g),
@@ -348,8 +365,8 @@ class _Frames:
             lambda _, norm: norm <= goal,
             most=_CG_STEPS,
         )
-        rest = columns - effects[frame]
-        rest -= (means @ rest)[star]
+        rest = columns - np.repeat(effects, np.diff(self.start), axis=0)
+        rest -= (at_stars - frames_to_stars @ effects)[star]
         return rest, effects
 
     def _preconditioner(

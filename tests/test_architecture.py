@@ -36,6 +36,7 @@ FLOORS = [
     {
         "zemosaic_alignment_kernels",
         "zemosaic_clip_kernels",
+        "zemosaic_detection_kernels",
         "zemosaic_overlap_kernels",
         "zemosaic_resample_kernels",
         "zemosaic_stack_arrays",
