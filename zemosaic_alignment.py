@@ -411,10 +411,12 @@ class _System:
         """Return the sums (k,) of the weights of each star's detections."""
         return np.bincount(self.star, weight, minlength=self.there.size)
 
-    def gradient(self, weight: np.ndarray, offset: np.ndarray, correction: np.ndarray) -> np.ndarray:
+    def gradient(
+        self, weight: np.ndarray, total: np.ndarray, offset: np.ndarray, correction: np.ndarray
+    ) -> np.ndarray:
         """Return the gradient (n, 2) of half the weighted squares of what is left about the stars' means."""
         out, at_star = np.empty(self.free.shape, dtype=complex), np.empty(self.there.size, dtype=complex)
-        equations = self.start, self.star, self.place, weight, self.totals(weight)
+        equations = self.start, self.star, self.place, weight, total
         kernels.gradient(*equations, offset, correction * self.free, at_star, out)
         return out * self.free
 
@@ -525,16 +527,16 @@ def _solve(
     """
     shape = guess.shape
     inverse = np.linalg.inv(system.blocks(weight) + prior[:, None, None] * np.eye(2))
-    none = np.zeros_like(system.offset)
+    total, none = system.totals(weight), np.zeros_like(system.offset)
 
     def product(flat: np.ndarray) -> np.ndarray:
         correction = flat.reshape(shape)
-        return (system.gradient(weight, none, correction) + prior[:, None] * correction).reshape(-1, 1)
+        return (system.gradient(weight, total, none, correction) + prior[:, None] * correction).reshape(-1, 1)
 
     def precondition(flat: np.ndarray) -> np.ndarray:
         return np.einsum("nij,nj->ni", inverse, flat.reshape(shape)).reshape(-1, 1) + coarse(flat)
 
-    right = -system.gradient(weight, system.offset, np.zeros(shape, dtype=complex)).reshape(-1, 1)
+    right = -system.gradient(weight, total, system.offset, np.zeros(shape, dtype=complex)).reshape(-1, 1)
     goal = tolerance**2 * np.vdot(right, precondition(right)).real
     solution, _ = conjugate_gradients(
         product,
