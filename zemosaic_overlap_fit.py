@@ -23,7 +23,7 @@ import numpy as np
 
 from zemosaic_events import tagged_logger
 from zemosaic_links import tied_groups
-from zemosaic_overlap_kernels import frame_sums, modelled, normal_product, own_blocks, point_sums
+from zemosaic_overlap_kernels import frame_sums, modelled, normal_product, own_blocks, point_sums, residuals
 from zemosaic_two_levels import Boxes, CoarseLevel, conjugate_gradients, without_means
 from zemosaic_types import MAD_TO_SIGMA, Tell, tell_nobody
 
@@ -218,14 +218,10 @@ class _Fit:
         weight = self.weight + _TRACE * self.base
         total, weights = point_sums(*self.where[:2], weight, seen, len(self.where[2]))
         self.truth = np.divide(total, weights, out=np.full_like(total, np.nan), where=weights > 0)
-        at_point = weights[point]
-        others = 1.0 - np.divide(weight, at_point, out=np.ones_like(weight), where=at_point > 0)
-        shared = (others > _SHARED) & (self.base > 0)
-        self.residual = np.where(shared, seen - self.truth[point], np.nan)
-        # A sighting takes part in the truth it is compared with, which makes its residual smaller.
-        self.pull = self.residual / (self.sigma * np.sqrt(np.where(shared, others, 1.0)))
-        usual = np.median(np.abs(self.pull[shared])) if shared.any() else 0.0
-        self.scale = max(1.0, MAD_TO_SIGMA * float(usual))
+        self.residual, self.pull = np.empty_like(seen), np.empty_like(seen)
+        residuals(point, weight, weights, seen, self.truth, self.sigma, _SHARED, self.residual, self.pull)
+        shared = self.pull[np.isfinite(self.pull)]
+        self.scale = max(1.0, MAD_TO_SIGMA * float(np.median(np.abs(shared)))) if shared.size else 1.0
 
     def _solve(self, between: Callable[[], None]) -> None:
         shape = self.theta.shape

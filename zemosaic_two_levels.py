@@ -102,7 +102,9 @@ class CoarseLevel:
         # Of boxes that are seen with no other nothing may be left, so the size of an entry is judged before that.
         floor = _FLOOR * max(float(matrix.diagonal().real.max(initial=0.0)), 1e-290)
         matrix = matrix - shared.conj().T @ shared + floor * eye_array(b * p)
-        self._factors = splu(matrix.tocsc(), permc_spec="MMD_AT_PLUS_A")
+        # Definite as they are, they need no pivots, which would fill the factors.
+        how = {"diag_pivot_thresh": 0.0, "options": {"SymmetricMode": True}}
+        self._factors = splu(matrix.tocsc(), permc_spec="MMD_AT_PLUS_A", **how)
 
     def __call__(self, right: np.ndarray) -> np.ndarray:
         """Return what the boxes say of the coefficients, (n * p, c), to right sides (n * p, c)."""
