@@ -5,7 +5,7 @@ frame (shift, rotation, scale) and the true position of each star; the latter ar
 normal equations grows with the detections and not with the pairs of frames. They are solved by conjugate
 gradients without forming their matrix. A weak prior holds every frame where its own WCS puts it: it pins what the
 stars leave open, the common shift, rotation and scale of each group of frames, and keeps errors from adding up
-along a row of panels.
+along a row of panels. Within, places and shifts are complex numbers, ``x + i y``: a similarity is two of them.
 
 Frames that are far off are found before that from the offsets at which the stars of overlapping pairs coincide.
 """
@@ -24,6 +24,7 @@ from scipy.spatial.distance import cdist
 import zemosaic_alignment_kernels as kernels
 from zemosaic_detections import cluster_stars, renumbered
 from zemosaic_links import linked_groups, members_of
+from zemosaic_two_levels import Boxes, CoarseLevel, conjugate_gradients
 from zemosaic_types import Tell, part_of, tell_nobody
 
 #: Offsets are searched up to this distance along an axis, px of the canvas.
@@ -304,9 +305,9 @@ def align(
     Alignment
         Frames without common stars are not corrected, frames with few are shifted only.
     """
-    correction = np.zeros((positions.n_frames, 4))
+    correction = np.zeros((positions.n_frames, 2), dtype=complex)
     if shift is not None:
-        correction[:, :2] = shift
+        correction[:, 0] = _complex(*shift.T)
     if held is not None:
         correction[held] = 0.0
     rounds = len(_MATCH_RADII_PX)
@@ -320,9 +321,14 @@ def align(
     return _judged(positions, system, correction, weight)
 
 
+def _complex(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    return x + 1j * y
+
+
 def _corrected(positions: Positions, correction: np.ndarray) -> np.ndarray:
-    f = positions.frame
-    x, y = displace(positions.x, positions.y, correction[f].T, positions.centre[f].T, positions.radius[f])
+    """Return the places (d, 2) by corrections (n, 2), complex."""
+    f, p = positions.frame, correction.view(float)
+    x, y = displace(positions.x, positions.y, p[f].T, positions.centre[f].T, positions.radius[f])
     return np.column_stack([x, y])
 
 
@@ -358,97 +364,128 @@ def _solve_in_turn(
 
 @dataclass(frozen=True)
 class _System:
-    """The equations of the detections that belong to a star.
+    """The equations of the detections that belong to a star, n frames, k stars, m detections.
 
-    `offset` (m, 2) are positions less those of their star, `u` and `v` (m,) the star's place in the frame in units
-    of the frame's radius; that place is the same for all frames, so that a common motion changes no residual.
+    `offset` (m,) are positions less those of their star, `place` (m,) the star's place in the frame in units of
+    the frame's radius; that place is the same for all frames, so that a common motion changes no residual.
+    `start` (n + 1,) is where the detections of a frame begin. `free` (n, 2) tells which frames are shifted, and
+    which are turned and scaled. `there` (k,) are the stars' places on the canvas, `centre` and `radius` (n,) the
+    frames'.
     """
 
     used: np.ndarray
     frame: np.ndarray
+    start: np.ndarray
     star: np.ndarray
-    u: np.ndarray
-    v: np.ndarray
+    place: np.ndarray
     offset: np.ndarray
     sigma: np.ndarray
     free: np.ndarray
-    n_stars: int
+    there: np.ndarray
+    centre: np.ndarray
+    radius: np.ndarray
 
     @classmethod
     def of(cls, positions: Positions, star: np.ndarray, held: np.ndarray | None = None) -> _System:
         used = np.flatnonzero(star >= 0)
         frame, star = positions.frame[used], star[used]
+        seen, centre = _complex(positions.x[used], positions.y[used]), _complex(*positions.centre.T)
         n_stars = int(star.max(initial=-1)) + 1
-        there = np.column_stack([positions.x[used], positions.y[used]])
-        place = _means(star, np.ones(used.size), there, n_stars)[star]
-        u, v = ((place - positions.centre[frame]) / positions.radius[frame, None]).T.copy()
-        common = np.bincount(frame, minlength=positions.n_frames)[:, None]
-        free = np.repeat([common >= MIN_STARS_SHIFT, common >= MIN_STARS_SIMILARITY], 2, axis=0)[:, :, 0].T
+        there = _sums(star, seen, n_stars) / np.bincount(star, minlength=n_stars)
+        place = (there[star] - centre[frame]) / positions.radius[frame]
+        common = np.bincount(frame, minlength=positions.n_frames)
+        free = np.column_stack([common >= MIN_STARS_SHIFT, common >= MIN_STARS_SIMILARITY])
         if held is not None:
             free &= ~held[:, None]
-        return cls(used, frame, star, u, v, there - place, positions.sigma[used], free, n_stars)
+        start = np.concatenate([[0], np.cumsum(common)])
+        sigma = positions.sigma[used]
+        return cls(
+            used, frame, start, star, place, seen - there[star], sigma, free, there, centre, positions.radius
+        )
 
     def displacements(self, correction: np.ndarray) -> np.ndarray:
-        out = np.empty((self.frame.size, 2))
-        kernels.displacements(self.frame, self.u, self.v, correction, out)
-        return out
+        """Return how far corrections (n, 2) move the detections, (m,)."""
+        return correction[self.frame, 0] + correction[self.frame, 1] * self.place
 
-    def means(self, weight: np.ndarray, values: np.ndarray) -> np.ndarray:
-        return _means(self.star, weight, values, self.n_stars)
+    def totals(self, weight: np.ndarray) -> np.ndarray:
+        """Return the sums (k,) of the weights of each star's detections."""
+        return np.bincount(self.star, weight, minlength=self.there.size)
 
-    def gathered(self, weight: np.ndarray, values: np.ndarray) -> np.ndarray:
-        """Return the gradient (n, 4) of half the weighted squares of `values` about their stars' means."""
-        out = np.empty(self.free.shape)
-        kernels.gather(self.frame, self.star, self.u, self.v, weight, values, self.means(weight, values), out)
+    def gradient(
+        self, weight: np.ndarray, total: np.ndarray, offset: np.ndarray, correction: np.ndarray
+    ) -> np.ndarray:
+        """Return the gradient (n, 2) of half the weighted squares of what is left about the stars' means."""
+        out, at_star = np.empty(self.free.shape, dtype=complex), np.empty(self.there.size, dtype=complex)
+        equations = self.start, self.star, self.place, weight, total
+        kernels.gradient(*equations, offset, correction * self.free, at_star, out)
         return out * self.free
 
-    def product(self, weight: np.ndarray, correction: np.ndarray) -> np.ndarray:
-        """Return the normal matrix, stars eliminated, times `correction`."""
-        return self.gathered(weight, self.displacements(correction * self.free))
-
     def blocks(self, weight: np.ndarray) -> np.ndarray:
-        """Return the frames' own 4 x 4 blocks of that matrix, (n, 4, 4)."""
-        total = np.bincount(self.star, weight, minlength=self.n_stars)[self.star]
+        """Return the frames' own blocks of the normal matrix, stars eliminated, (n, 2, 2)."""
+        total, n = self.totals(weight)[self.star], len(self.free)
         own = weight * (1.0 - weight / np.where(total > 0.0, total, 1.0))
-        n = len(self.free)
-        s, su, sv = (np.bincount(self.frame, own * factor, minlength=n) for factor in (1.0, self.u, self.v))
-        square = np.bincount(self.frame, own * (self.u**2 + self.v**2), minlength=n)
-        zero = np.zeros(n)
-        rows = [[s, zero, su, -sv], [zero, s, sv, su], [su, sv, square, zero], [-sv, su, zero, square]]
-        both = self.free[:, :, None] & self.free[:, None, :]
-        return np.where(both, np.moveaxis(np.array(rows), 2, 0), 0.0)
+        s, turned = np.bincount(self.frame, own, minlength=n), _sums(self.frame, own * self.place, n)
+        square = np.bincount(self.frame, own * _squared(self.place), minlength=n)
+        blocks = np.moveaxis(np.array([[s, turned], [turned.conj(), square]]), 2, 0)
+        return np.where(self.free[:, :, None] & self.free[:, None, :], blocks, 0.0)
+
+    def coarse_level(self, weight: np.ndarray, prior: np.ndarray) -> CoarseLevel:
+        """Return the equations of boxes of frames; a box has the coefficients of a frame at its centre."""
+        boxes = Boxes.of(np.column_stack([self.centre.real, self.centre.imag]), self.radius)
+        middle, length = _complex(*boxes.centre.T), float(self.radius.max(initial=0.0))
+        shares = np.zeros((*self.free.shape, 2), dtype=complex)
+        shares[:, 0, 0] = 1.0
+        shares[:, 0, 1] = (self.centre - middle[boxes.number]) / length
+        shares[:, 1, 1] = self.radius / length
+
+        def basis(star: np.ndarray, box: np.ndarray) -> np.ndarray:
+            return np.column_stack([np.ones(star.size), (self.there[star] - middle[box]) / length])
+
+        return CoarseLevel(
+            boxes,
+            shares * self.free[:, :, None],
+            self.frame,
+            self.star,
+            weight * self.free[self.frame, 0],
+            self.totals(weight),
+            basis,
+            np.repeat(prior[:, None], 2, axis=1),
+        )
 
     def residuals(self, weight: np.ndarray, correction: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return distances (m, 2) from where the other detections put the star, and their share of its weight.
+        """Return distances (m,) from where the other detections put the star, and their share of its weight.
 
         NaN and 0 where no other detection has a weight.
         """
         values = self.offset + self.displacements(correction)
-        total = np.bincount(self.star, weight, minlength=self.n_stars)[self.star]
-        others = np.where(total > 0.0, 1.0 - weight / np.where(total > 0.0, total, 1.0), 0.0)
-        others[others < 1e-9] = 0.0
-        away = values - self.means(weight, values)[self.star]
-        alone = others == 0.0
-        away /= np.where(alone, 1.0, others)[:, None]
-        away[alone] = np.nan
-        return away, others
+        total = self.totals(weight)
+        total = np.where(total > 0.0, total, np.inf)
+        others = 1.0 - weight / total[self.star]
+        away = values - (_sums(self.star, weight * values, total.size) / total)[self.star]
+        alone = (others < 1e-9) | np.isinf(total[self.star])
+        others[alone], away[alone] = 0.0, np.nan
+        return away / np.where(alone, 1.0, others), others
 
 
-def _means(star: np.ndarray, weight: np.ndarray, values: np.ndarray, n_stars: int) -> np.ndarray:
-    out = np.empty((n_stars, 2))
-    kernels.star_means(star, weight, values, out)
-    return out
+def _sums(index: np.ndarray, values: np.ndarray, n: int) -> np.ndarray:
+    """Return the sums of complex values by their index, (n,)."""
+    return _complex(np.bincount(index, values.real, minlength=n), np.bincount(index, values.imag, minlength=n))
+
+
+def _squared(values: np.ndarray) -> np.ndarray:
+    return np.square(values.real) + np.square(values.imag)
 
 
 def _solve_robustly(system: _System, correction: np.ndarray, tell: Tell) -> tuple[np.ndarray, np.ndarray]:
     """Return corrections and weights: Huber's weights first, which find their way, then Tukey's, which forget."""
     accuracy = np.square(1.0 / system.sigma)
     weight = _robust_weights(system, accuracy, accuracy, correction, huber=True)
+    coarse = system.coarse_level(weight, _prior(correction))
     n_rounds = _HUBER_ROUNDS + _TUKEY_ROUNDS
     for k in range(n_rounds):
         tolerance = _FINE if k == n_rounds - 1 else _ROUGH
         between = partial(tell, k / n_rounds)
-        correction = _solve(system, weight, _prior(correction), correction, tolerance, between)
+        correction = _solve(system, coarse, weight, _prior(correction), correction, tolerance, between)
         if k < n_rounds - 1:
             weight = _robust_weights(system, accuracy, weight, correction, huber=k < _HUBER_ROUNDS - 1)
     return correction, weight
@@ -456,7 +493,7 @@ def _solve_robustly(system: _System, correction: np.ndarray, tell: Tell) -> tupl
 
 def _prior(correction: np.ndarray) -> np.ndarray:
     """Return the weight (n,) that holds each frame at its place; a frame that is far off pulls no harder."""
-    away = np.sqrt(np.sum(np.square(correction), axis=1))
+    away = np.sqrt(np.sum(_squared(correction), axis=1))
     return np.minimum(1.0, _PRIOR_HUBER_PX / np.maximum(away, 1e-12)) / _PRIOR_PX**2
 
 
@@ -467,7 +504,7 @@ def _robust_weights(
         return weight
     # Two detections that contradict each other are still compared when both have lost their weight.
     away, others = system.residuals(np.maximum(weight, _LEAST_SHARE * accuracy), correction)
-    pull = np.hypot(*away.T) * np.sqrt(others) / system.sigma
+    pull = np.abs(away) * np.sqrt(others) / system.sigma
     judged = weight > 0.0 if weight.any() else np.ones(weight.size, dtype=bool)
     pull /= max(_LEAST_SCALE, float(np.median(pull[judged])) / _RAYLEIGH_MEDIAN)
     if huber:
@@ -477,43 +514,47 @@ def _robust_weights(
 
 def _solve(
     system: _System,
+    coarse: CoarseLevel,
     weight: np.ndarray,
     prior: np.ndarray,
     guess: np.ndarray,
     tolerance: float,
     between: Callable[[], None],
 ) -> np.ndarray:
-    """Solve the normal equations by conjugate gradients, preconditioned by the frames' own blocks.
+    """Solve the normal equations by conjugate gradients, preconditioned by the frames' own blocks and boxes.
 
-    M. R. Hestenes, E. Stiefel, J. Res. NBS 49, 409 (1952).
+    What is left of the right side is measured as these do: as the energy of the error, px squared by weight.
     """
-    inverse = np.linalg.inv(system.blocks(weight) + prior[:, None, None] * np.eye(4))
-    right = -system.gathered(weight, system.offset)
-    solution = np.where(system.free, guess, 0.0)
-    residual = right - system.product(weight, solution) - prior[:, None] * solution
-    direction = step = np.einsum("nij,nj->ni", inverse, residual)
-    norm = np.sum(residual * step)
-    # Measured like the residual: by what the blocks make of it, which is px by weight.
-    goal = tolerance**2 * np.sum(right * np.einsum("nij,nj->ni", inverse, right))
-    for _ in range(_MOST_STEPS):
-        if norm <= goal:
-            break
-        between()
-        image = system.product(weight, direction) + prior[:, None] * direction
-        length = norm / np.sum(direction * image)
-        solution = solution + length * direction
-        residual = residual - length * image
-        step = np.einsum("nij,nj->ni", inverse, residual)
-        before, norm = norm, np.sum(residual * step)
-        direction = step + norm / before * direction
-    return solution
+    shape = guess.shape
+    inverse = np.linalg.inv(system.blocks(weight) + prior[:, None, None] * np.eye(2))
+    total, none = system.totals(weight), np.zeros_like(system.offset)
+
+    def product(flat: np.ndarray) -> np.ndarray:
+        correction = flat.reshape(shape)
+        return (system.gradient(weight, total, none, correction) + prior[:, None] * correction).reshape(-1, 1)
+
+    def precondition(flat: np.ndarray) -> np.ndarray:
+        return np.einsum("nij,nj->ni", inverse, flat.reshape(shape)).reshape(-1, 1) + coarse(flat)
+
+    right = -system.gradient(weight, total, system.offset, np.zeros(shape, dtype=complex)).reshape(-1, 1)
+    goal = tolerance**2 * np.vdot(right, precondition(right)).real
+    solution, _ = conjugate_gradients(
+        product,
+        precondition,
+        right,
+        np.where(system.free, guess, 0.0).reshape(-1, 1),
+        lambda _, norm: norm <= goal,
+        most=_MOST_STEPS,
+        between=between,
+    )
+    return solution.reshape(shape)
 
 
 def _judged(positions: Positions, system: _System, correction: np.ndarray, weight: np.ndarray) -> Alignment:
     star, all_weight = np.full(positions.frame.size, -1), np.zeros(positions.frame.size)
     star[system.used], all_weight[system.used] = system.star, weight
     return Alignment(
-        correction,
+        correction.view(float),
         star,
         all_weight,
         n_common=np.bincount(system.frame, minlength=positions.n_frames),
@@ -525,6 +566,7 @@ def _judged(positions: Positions, system: _System, correction: np.ndarray, weigh
 
 def residual_px(positions: Positions, found: Alignment, correction: np.ndarray) -> np.ndarray:
     """Return `Alignment.after` (n,) as it is with another correction, such as one of some frames only."""
+    correction = np.ascontiguousarray(correction).view(complex)
     return _rms(_System.of(positions, found.star), found.weight[found.star >= 0], correction)
 
 
@@ -533,18 +575,18 @@ def _rms(system: _System, weight: np.ndarray, correction: np.ndarray) -> np.ndar
     away, others = system.residuals(weight, correction)
     share = np.where(others > 0.0, weight, 0.0)
     total = np.bincount(system.frame, share, minlength=n)
-    squares = np.bincount(system.frame, share * np.nan_to_num(np.sum(np.square(away), axis=1)), minlength=n)
+    squares = np.bincount(system.frame, share * np.nan_to_num(_squared(away)), minlength=n)
     return np.sqrt(np.where(total > 0.0, squares, np.nan) / np.where(total > 0.0, total, 1.0))
 
 
 def _gains(system: _System, weight: np.ndarray, correction: np.ndarray) -> dict:
     """Return what the correction brings single frames whose neighbours are corrected, and the others together."""
-    n, n_fitted = len(system.free), system.free.sum(axis=1)
+    n, n_fitted = len(system.free), 2 * system.free.sum(axis=1)
     after, others = system.residuals(weight, correction)
     seen = (weight > 0.0) & (others > 0.0)
 
     def chi2(away: np.ndarray) -> np.ndarray:
-        squares = np.nan_to_num(np.sum(np.square(away), axis=1))
+        squares = np.nan_to_num(_squared(away))
         return np.bincount(system.frame, np.where(seen, weight * others, 0.0) * squares, minlength=n)
 
     # The means of the stars take their part of the degrees of freedom.

@@ -98,38 +98,39 @@ def _mean_within(limits, x, y, dx, dy, radius):
 
 
 @nb.njit(cache=True, nogil=True)
-def displacements(frame, ux, uy, p, out):
-    """Fill `out` (d, 2) with how far corrections `p` (n, 4) move detections at `ux`, `uy` in their frame."""
-    for d in range(frame.size):
-        tx, ty, a, b = p[frame[d]]
-        out[d, 0] = tx + a * ux[d] - b * uy[d]
-        out[d, 1] = ty + b * ux[d] + a * uy[d]
+def gradient(start, star, place, weight, total, offset, correction, at_star, out):
+    """Fill `out` with the gradient of half the weighted squares of what corrections leave about the stars' means.
 
+    Shifts are complex numbers, ``x + i y``; a frame's correction moves what is at ``w`` by ``t + c * w``.
 
-@nb.njit(cache=True, nogil=True)
-def star_means(star, weight, values, out):
-    """Fill `out` (k, 2) with the weighted means of `values` (d, 2) over the detections of each star."""
-    total = np.zeros(out.shape[0])
-    out[:] = 0.0
-    for d in range(star.size):
-        total[star[d]] += weight[d]
-        out[star[d], 0] += weight[d] * values[d, 0]
-        out[star[d], 1] += weight[d] * values[d, 1]
-    for k in range(out.shape[0]):
+    Parameters
+    ----------
+    start : ndarray, shape (n + 1,), int64
+        The detections of frame f are ``start[f]:start[f + 1]``.
+    star : ndarray, shape (d,), int64
+    place, offset : ndarray, shape (d,), complex128
+        Where a detection is in its frame, and how far it lies from its star without a correction.
+    weight : ndarray, shape (d,), float64
+    total : ndarray, shape (k,), float64
+        Sums of the weights of each star.
+    correction, out : ndarray, shape (n, 2), complex128
+        ``t`` and ``c``.
+    at_star : ndarray, shape (k,), complex128
+        Scratch memory.
+    """
+    at_star[:] = 0.0
+    for i in range(start.size - 1):
+        t, c = correction[i]
+        for d in range(start[i], start[i + 1]):
+            at_star[star[d]] += weight[d] * (offset[d] + t + c * place[d])
+    for k in range(total.size):
         if total[k] > 0.0:
-            out[k, 0] /= total[k]
-            out[k, 1] /= total[k]
-
-
-@nb.njit(cache=True, nogil=True)
-def gather(frame, star, ux, uy, weight, values, means, out):
-    """Fill `out` (n, 4) with the gradient of half the weighted squares of ``values - means[star]``."""
-    out[:] = 0.0
-    for d in range(frame.size):
-        rx = weight[d] * (values[d, 0] - means[star[d], 0])
-        ry = weight[d] * (values[d, 1] - means[star[d], 1])
-        f = frame[d]
-        out[f, 0] += rx
-        out[f, 1] += ry
-        out[f, 2] += ux[d] * rx + uy[d] * ry
-        out[f, 3] += ux[d] * ry - uy[d] * rx
+            at_star[k] *= 1.0 / total[k]
+    for i in range(start.size - 1):
+        t, c = correction[i]
+        shift = turn = 0.0j
+        for d in range(start[i], start[i + 1]):
+            pull = weight[d] * (offset[d] + t + c * place[d] - at_star[star[d]])
+            shift += pull
+            turn += place[d].conjugate() * pull
+        out[i, 0], out[i, 1] = shift, turn

@@ -10,19 +10,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
-from itertools import pairwise
 from typing import Protocol
 
 import numpy as np
-from scipy.spatial import cKDTree
+
+import zemosaic_detection_kernels as kernels
 
 #: Two detections closer than this on the canvas are one star, once positions are settled.
 MATCH_RADIUS_PX = 2.0
 
 #: The columns of a `StarMeasure`.
 STAR_COLUMNS = ("star_x", "star_y", "frame_x", "frame_y", "flux", "flux_error")
-
-_MERGE_SHARE = 0.1
 
 
 class StarMeasure(Protocol):
@@ -114,14 +112,19 @@ def cluster_stars(places: np.ndarray, frame: np.ndarray, radius: float) -> np.nd
         return np.empty(0, dtype=np.int64)
     seeds = _dense_places(places, radius)
     for _ in range(2):
-        distance, nearest = cKDTree(seeds).query(places, distance_upper_bound=radius)
-        inside = np.isfinite(distance)
+        nearest = _nearest(seeds, places, radius)
+        inside = nearest >= 0
         count = np.bincount(nearest[inside], minlength=len(seeds))
         sums = [np.bincount(nearest[inside], places[inside, axis], minlength=len(seeds)) for axis in range(2)]
         seeds = np.column_stack(sums)[count > 0] / count[count > 0, None]
-    distance, star = cKDTree(seeds).query(places, distance_upper_bound=radius)
-    star[~np.isfinite(distance)] = -1
-    return renumbered(_without_doubles(star, frame))
+    return renumbered(_without_doubles(_nearest(seeds, places, radius), frame))
+
+
+def _nearest(seeds: np.ndarray, places: np.ndarray, radius: float) -> np.ndarray:
+    """Return the index (m,) of the nearest of the seeds within `radius` of places (m, 2), -1 if there is none."""
+    number = np.empty(len(seeds) + len(places), dtype=np.int64)
+    kernels.identify(np.vstack([seeds, places]), np.array([0, len(seeds), number.size]), 1, radius, number)
+    return number[len(seeds) :]
 
 
 def renumbered(star: np.ndarray) -> np.ndarray:
@@ -188,42 +191,7 @@ def catalogue_stars(places: np.ndarray, frame: np.ndarray) -> np.ndarray:
     ndarray, shape (m,), int64
         Numbers from 0, of stars that one frame alone shows too.
     """
-    catalogue = _Catalogue()
     star = np.empty(frame.size, dtype=np.int64)
-    for start, stop in pairwise([0, *(np.flatnonzero(np.diff(frame)) + 1).tolist(), frame.size]):
-        points = places[start:stop]
-        number = catalogue.find(points)
-        new = np.flatnonzero(number < 0)
-        number[new] = catalogue.add(points[new])
-        star[start:stop] = number
+    start = np.concatenate([[0], np.flatnonzero(np.diff(frame)) + 1, [frame.size]])
+    kernels.identify(np.ascontiguousarray(places, dtype=float), start, start.size - 1, MATCH_RADIUS_PX, star)
     return _without_doubles(star, frame)
-
-
-class _Catalogue:
-    """Known stars in two search trees: a large one, and one of newcomers, so that few insertions rebuild much."""
-
-    def __init__(self) -> None:
-        self.known, self.recent = np.empty((0, 2)), np.empty((0, 2))
-        self.trees: list[tuple[int, cKDTree]] = []
-
-    def find(self, points: np.ndarray) -> np.ndarray:
-        """Return the numbers of the nearest stars within the radius, -1 where there is none."""
-        number, nearest = np.full(len(points), -1), np.full(len(points), np.inf)
-        for first, tree in self.trees if len(points) else ():
-            distance, index = tree.query(points, distance_upper_bound=MATCH_RADIUS_PX)
-            closer = distance < nearest
-            number[closer], nearest[closer] = first + index[closer], distance[closer]
-        return number
-
-    def add(self, points: np.ndarray) -> np.ndarray:
-        """Take up new stars; return their numbers."""
-        numbers = len(self.known) + len(self.recent) + np.arange(len(points))
-        if not len(points):
-            return numbers
-        self.recent = np.concatenate([self.recent, points])
-        if len(self.recent) > _MERGE_SHARE * len(self.known):
-            self.known, self.recent = np.concatenate([self.known, self.recent]), np.empty((0, 2))
-            self.trees = [(0, cKDTree(self.known))]
-        else:
-            self.trees = [self.trees[0], (len(self.known), cKDTree(self.recent))]
-        return numbers

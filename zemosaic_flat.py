@@ -15,14 +15,16 @@ Kernels over arrays: no header, no file. The cost is linear in the number of det
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy.linalg import block_diag, eigh
-from scipy.sparse import csr_matrix
+from scipy.sparse import csr_array
 
 from zemosaic_detections import Detections
 from zemosaic_links import tied_groups
+from zemosaic_two_levels import Boxes, CoarseLevel, conjugate_gradients, without_means
 from zemosaic_types import MAD_TO_SIGMA, FlatModel, Rect, Tell, part_of, tell_nobody
 
 #: Total degree of the logarithm of the pattern.
@@ -52,6 +54,7 @@ _DISAGREEMENT_SIGMA = 5.0
 _CG_TOLERANCE = 1e-11
 _CG_STEPS = 2000
 _GRID = 33
+_BLOCK = 1024  # rows
 
 
 @dataclass(frozen=True)
@@ -272,22 +275,40 @@ def _solve_channel(one: Detections, n_frames: int, shape: tuple[int, int], tell:
     ties = np.unique(group[one.frame]).size
     free = max(1, m - (number.max() + 1) - (np.unique(one.frame).size - ties) - k)
     weight, terms, scale = base, None, 1.0
+    frames = _Frames(one, number, group)
+    effects = np.zeros((n_frames, 1 + k))
     for turn in range(_ROUNDS):
         tell(turn / _ROUNDS)
-        rest, effects = _without_effects(columns, weight, one.frame, number, n_frames)
-        normal = rest[:, 1:].T @ (weight[:, None] * rest[:, 1:])
-        pull = rest[:, 1:].T @ (weight * rest[:, 0])
+        rest, effects = frames.without_effects(columns, weight, effects)
+        products = _weighted_products(rest, weight)
+        normal, pull = products[1:, 1:], products[1:, 0]
         before, terms = terms, np.linalg.lstsq(normal, pull, rcond=1e-12)[0]
-        standard = (rest[:, 0] - rest[:, 1:] @ terms) * np.sqrt(base)
+        left = rest[:, 0] - _combined(rest[:, 1:], terms)
+        standard = left * np.sqrt(base)
         scale = MAD_TO_SIGMA * float(np.median(np.abs(standard))) * np.sqrt(m / free)
-        if scale == 0.0 or (before is not None and np.abs(rest[:, 1:] @ (terms - before)).max() < 1e-6):
+        if scale == 0.0 or (before is not None and np.abs(_combined(rest[:, 1:], terms - before)).max() < 1e-6):
             break
-        base = given / np.maximum(1.0, _own_scatter(standard * np.sqrt(given / base) / scale, number))
-        standard = (rest[:, 0] - rest[:, 1:] @ terms) * np.sqrt(base)
+        base = given / np.maximum(1.0, _own_scatter(left * np.sqrt(given) / scale, number))
+        standard = left * np.sqrt(base)
         weight = base * np.minimum(1.0, _HUBER * scale / np.maximum(np.abs(standard), 1e-12))
+    effects[np.bincount(one.frame, minlength=n_frames) == 0] = np.nan
     spread = _influence(standard, max(scale, 1e-9)) * np.sqrt(m / free)
     trust = weight.sum() / base.sum() * spread**2
     return _Channel(normal / trust, pull / trust, effects, group, m)
+
+
+def _combined(columns: np.ndarray, terms: np.ndarray) -> np.ndarray:
+    """Return ``columns @ terms`` without waking a library's threads, whose waiting costs more than they save."""
+    return np.einsum("mq,q->m", columns, terms)
+
+
+def _weighted_products(columns: np.ndarray, weight: np.ndarray) -> np.ndarray:
+    """Return the products (q, q) of columns (m, q), weighted, in blocks too small for threads."""
+    total = np.zeros((columns.shape[1],) * 2)
+    for first in range(0, len(columns), _BLOCK):
+        part = columns[first : first + _BLOCK]
+        total += (part.T * weight[first : first + _BLOCK]) @ part
+    return total
 
 
 def _own_scatter(standard: np.ndarray, star: np.ndarray) -> np.ndarray:
@@ -303,58 +324,68 @@ def _influence(standard: np.ndarray, scale: float) -> float:
     return float(np.sqrt(np.mean(psi**2)) / max(0.1, inside.mean()))
 
 
-def _without_effects(
-    columns: np.ndarray, weight: np.ndarray, frame: np.ndarray, star: np.ndarray, n_frames: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return columns (m, q) less the stars' and the frames' parts in them, and the frames' parts (n, q).
+class _Frames:
+    """Takes the stars' and the frames' parts out of what detections of stars, by number, say.
 
     Stars are eliminated exactly; what is left, a sparse system of the frames, is solved by conjugate gradients.
     It lacks a constant a group of frames, which takes no part in the result.
     """
-    m = weight.size
-    of_star = csr_matrix((np.ones(m), (star, np.arange(m))), shape=(star.max() + 1, m))
-    of_frame = csr_matrix((np.ones(m), (frame, np.arange(m))), shape=(n_frames, m))
-    star_weight, frame_weight = of_star @ weight, of_frame @ weight
-    seen = csr_matrix((weight, (star, frame)), shape=(star.max() + 1, n_frames))
-    back = seen.T.tocsr()
 
-    def stars_part(weighted: np.ndarray) -> np.ndarray:
-        return weighted / star_weight[:, None]
+    def __init__(self, one: Detections, star: np.ndarray, group: np.ndarray) -> None:
+        self.frame, self.star, self.group, n = one.frame, star, group, group.size
+        count = np.bincount(one.frame, minlength=n)
+        self.start = np.concatenate([[0], np.cumsum(count)])
+        middle, square = np.empty((2, n)), np.zeros(n)
+        for axis, at in enumerate((one.x, one.y)):
+            middle[axis] = np.bincount(one.frame, at, minlength=n) / np.maximum(count, 1)
+            square += np.bincount(one.frame, np.square(at - middle[axis][one.frame]), minlength=n)
+        self.boxes = Boxes.of(middle.T, np.sqrt(square / np.maximum(count, 1)))
+        self.coarse: CoarseLevel | None = None
 
-    def applied(g: np.ndarray) -> np.ndarray:
-        return frame_weight[:, None] * g - back @ stars_part(seen @ g)
+    def without_effects(
+        self, columns: np.ndarray, weight: np.ndarray, guess: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Return columns (m, q) less the stars' and frames' parts in them, and the latter (n, q), near a guess."""
+        frame, star, m, n = self.frame, self.star, weight.size, self.group.size
+        of_star, of_frame = np.bincount(star, weight), np.bincount(frame, weight, minlength=n)[:, None]
+        share = weight / of_star[star]
+        means = csr_array((share, star, np.arange(m + 1)), shape=(m, of_star.size)).T
+        frames_to_stars = csr_array((share, star, self.start), shape=(n, of_star.size)).T
+        stars_to_frames = csr_array((weight, star, self.start), shape=(n, of_star.size))
+        sums = csr_array((weight, np.arange(m), self.start), shape=(n, m))
+        precondition = self._preconditioner(weight, of_star, of_frame)
+        at_stars = means @ columns
+        right = sums @ columns - stars_to_frames @ at_stars
+        goal = _CG_TOLERANCE**2 * np.einsum("nq,nq->q", right, precondition(right))
+        effects, _ = conjugate_gradients(
+            lambda g: of_frame * g - stars_to_frames @ (frames_to_stars @ g),
+            precondition,
+            right,
+            guess,
+            lambda _, norm: norm <= goal,
+            most=_CG_STEPS,
+        )
+        rest = columns - np.repeat(effects, np.diff(self.start), axis=0)
+        rest -= (at_stars - frames_to_stars @ effects)[star]
+        return rest, effects
 
-    weighted = weight[:, None] * columns
-    right = of_frame @ weighted - back @ stars_part(of_star @ weighted)
-    effects = _conjugate_gradients(applied, right, np.where(frame_weight > 0, frame_weight, 1.0))
-    rest = columns - effects[frame]
-    rest = rest - stars_part(of_star @ (weight[:, None] * rest))[star]
-    effects[frame_weight == 0] = np.nan
-    return rest, effects
+    def _preconditioner(
+        self, weight: np.ndarray, of_star: np.ndarray, of_frame: np.ndarray
+    ) -> Callable[[np.ndarray], np.ndarray]:
+        """Return what is about the inverse of the frames' system; the boxes are those of the first weights."""
+        if self.coarse is None:
+            n = self.group.size
+            equations = self.frame, self.star, weight, of_star
+            self.coarse = CoarseLevel(
+                self.boxes, np.ones((n, 1, 1)), *equations, lambda at, _: np.ones((at.size, 1)), np.zeros((n, 1))
+            )
+        coarse, own, group = self.coarse, 1.0 / np.where(of_frame > 0.0, of_frame, 1.0), self.group
 
+        def precondition(right: np.ndarray) -> np.ndarray:
+            level = without_means(right, group)
+            return without_means(own * level + coarse(level), group)
 
-def _conjugate_gradients(applied, right: np.ndarray, diagonal: np.ndarray) -> np.ndarray:
-    """Solve a symmetric semi-definite system for every column of `right` at once, from 0 on."""
-    solution = np.zeros_like(right)
-    residual = right.copy()
-    ready = residual / diagonal[:, None]
-    direction = ready.copy()
-    strength = np.sum(residual * ready, axis=0)
-    goal = strength * _CG_TOLERANCE**2
-    for _ in range(_CG_STEPS):
-        going = strength > goal
-        if not going.any():
-            break
-        image = applied(direction)
-        bend = np.sum(direction * image, axis=0)
-        going &= bend > 0
-        step = np.where(going, strength / np.where(going, bend, 1.0), 0.0)
-        solution += step * direction
-        residual -= step * image
-        ready = residual / diagonal[:, None]
-        before, strength = strength, np.where(going, np.sum(residual * ready, axis=0), 0.0)
-        direction = ready + np.where(before > 0, strength / np.where(before > 0, before, 1.0), 0.0) * direction
-    return solution
+        return precondition
 
 
 def _excess_sigma(chi_squared: float, freedom: int) -> float:

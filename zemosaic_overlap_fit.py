@@ -4,8 +4,8 @@ The model of the match, for stars and sky alike: frame ``i`` saw ``value`` at po
 ``value + model_i(place_k) = truth_k`` but for noise, where the model is a constant or a plane and the truth of a
 point is not known. The truths are eliminated, which couples the frames that see a common point and no others;
 the normal equations are never formed but multiplied through, sighting by sighting, in preconditioned conjugate
-gradients (M. R. Hestenes, E. Stiefel, J. Res. NBS 49, 409, 1952). So time and memory grow with the number of
-sightings, not with that of pairs of frames.
+gradients (`zemosaic_two_levels`). So time and memory grow with the number of sightings, not with that of pairs of
+frames.
 
 Outliers are kept out by iteratively reweighted least squares: Huber's weights, then Tukey's (P. J. Huber,
 Robust Statistics, 1981). Slopes are kept to what the overlaps show by a normal prior about no slope, whose spread
@@ -20,12 +20,11 @@ from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
-from scipy.sparse import bsr_matrix, coo_matrix, csr_matrix, diags_array, eye_array
-from scipy.sparse.linalg import LinearOperator, cg, splu
 
 from zemosaic_events import tagged_logger
 from zemosaic_links import tied_groups
-from zemosaic_overlap_kernels import frame_sums, modelled, normal_product, own_blocks, point_sums
+from zemosaic_overlap_kernels import frame_sums, modelled, normal_product, own_blocks, point_sums, residuals
+from zemosaic_two_levels import Boxes, CoarseLevel, conjugate_gradients, without_means
 from zemosaic_types import MAD_TO_SIGMA, Tell, tell_nobody
 
 logger = tagged_logger("ZeMosaicWorker.match")
@@ -40,7 +39,6 @@ _LEAST_SPREAD = 0.01
 _CG_TOLERANCE = 1e-8
 _CG_ROUNDS = 2000
 _ROUNDING = 1e-13
-_COARSE_FLOOR = 1e-9
 _TRACE = 1e-12
 _SHARED = 1e-9  # share of a point's weight that others must have before it counts as seen by several
 
@@ -149,20 +147,30 @@ class _Fit:
         self.sigma = np.where(known, sigma, 1.0)
         self.base = np.where(known, 1.0 / np.square(self.sigma), 0.0)
         self.typical = float(np.median(self.sigma[known])) if known.any() else 1.0
-        self.length, reach = _extent(sightings)
+        self.length, radius = _extent(sightings)
         place, centre = sightings.place / self.length, sightings.centre / self.length
         self.where = (sightings.start, sightings.point, np.ascontiguousarray(place), np.ascontiguousarray(centre))
+        self.boxes = Boxes.of(centre, radius / self.length)
         self.theta = np.zeros((sightings.n_frames, p))
         self.group = sightings.groups(known)
         self.weight = self.base
         self._settle()
         self.spread = _FIRST_SPREAD * self.scale * self.typical
-        self.knot = 2.0 * reach / self.length
 
     def prepare(self) -> None:
-        """Form what conjugate gradients need."""
+        """Form the equations of boxes of frames, by the first weights: the later ones are much like them."""
         self._weigh(self.base)
-        self.coarse = _CoarseSpace(self, self.knot)
+        (start, point, place, centre), (n, p) = self.where, self.theta.shape
+        boxes = self.boxes
+
+        def basis(at: np.ndarray, box: np.ndarray) -> np.ndarray:
+            return np.column_stack([np.ones(at.size), place[at] - boxes.centre[box]])[:, :p]
+
+        shares = np.repeat(np.eye(p)[None], n, axis=0)
+        shares[:, 0, 1:] = (centre - boxes.centre[boxes.number])[:, : p - 1]
+        frame = np.repeat(np.arange(n), np.diff(start))
+        prior = np.broadcast_to(self.ridge, (n, p))
+        self.coarse = CoarseLevel(boxes, shares, frame, point, self.weight, self.weights, basis, prior)
 
     def improve(self, robust: Callable[[np.ndarray], np.ndarray], between: Callable[[], None]) -> float:
         """Reweight and solve once; return the largest change of a coefficient in units of a sighting's error.
@@ -194,17 +202,12 @@ class _Fit:
         self.mean = np.divide(total, self.weights, out=np.zeros_like(total), where=self.weights > 0)
         self.ridge = np.zeros(p)
         self.ridge[1:] = 1.0 / self.spread**2
-        blocks = self.blocks(self.weights)
-        # A frame that shares nothing has an empty block; what it is does not matter, since its right side is 0.
-        blocks += np.eye(p) * (1e-9 * np.trace(blocks, axis1=1, axis2=2).max(initial=0.0) / p + 1e-300)
-        self.inverse = np.linalg.inv(blocks)
-
-    def blocks(self, weights: np.ndarray) -> np.ndarray:
-        """Return the frames' own blocks of the normal matrix, (n, p, p); infinite `weights`: truths are known."""
-        n, p = self.theta.shape
+        n = len(self.theta)
         blocks = np.empty((n, p, p))
-        own_blocks(*self.where, self.weight, weights, blocks)
-        return blocks + np.diag(self.ridge)
+        own_blocks(*self.where, weight, self.weights, blocks)
+        # A frame that shares nothing has an empty block; what it is does not matter, since its right side is 0.
+        least = 1e-9 * np.trace(blocks, axis1=1, axis2=2).max(initial=0.0) / p + 1e-300
+        self.inverse = np.linalg.inv(blocks + np.diag(self.ridge + least))
 
     def _settle(self) -> None:
         """Bring truths, residuals and the scale of the residuals up to date with the coefficients."""
@@ -215,133 +218,54 @@ class _Fit:
         weight = self.weight + _TRACE * self.base
         total, weights = point_sums(*self.where[:2], weight, seen, len(self.where[2]))
         self.truth = np.divide(total, weights, out=np.full_like(total, np.nan), where=weights > 0)
-        at_point = weights[point]
-        others = 1.0 - np.divide(weight, at_point, out=np.ones_like(weight), where=at_point > 0)
-        shared = (others > _SHARED) & (self.base > 0)
-        self.residual = np.where(shared, seen - self.truth[point], np.nan)
-        # A sighting takes part in the truth it is compared with, which makes its residual smaller.
-        self.pull = self.residual / (self.sigma * np.sqrt(np.where(shared, others, 1.0)))
-        usual = np.median(np.abs(self.pull[shared])) if shared.any() else 0.0
-        self.scale = max(1.0, MAD_TO_SIGMA * float(usual))
-
-    def _product(self, theta: np.ndarray) -> np.ndarray:
-        """Return the normal matrix times coefficients (n, p)."""
-        out, scratch = np.empty_like(theta), np.empty(len(self.where[2]))
-        normal_product(*self.where, self.weight, self.weights, theta, scratch, out)
-        return out + self.ridge * theta
+        self.residual, self.pull = np.empty_like(seen), np.empty_like(seen)
+        residuals(point, weight, weights, seen, self.truth, self.sigma, _SHARED, self.residual, self.pull)
+        shared = self.pull[np.isfinite(self.pull)]
+        self.scale = max(1.0, MAD_TO_SIGMA * float(np.median(np.abs(shared)))) if shared.size else 1.0
 
     def _solve(self, between: Callable[[], None]) -> None:
         shape = self.theta.shape
-        right, size_of_terms = np.empty(shape), np.empty(shape)
+        right, size_of_terms, scratch = np.empty(shape), np.empty(shape), np.empty(len(self.where[2]))
         frame_sums(*self.where, self.weight, self.mean[self.where[1]] - self.value, right)
         frame_sums(*self.where, self.weight, np.abs(self.value), size_of_terms)
+        goal = max(_CG_TOLERANCE * np.linalg.norm(right), _ROUNDING * np.linalg.norm(size_of_terms))
 
         def product(flat: np.ndarray) -> np.ndarray:
-            return self._product(np.ascontiguousarray(flat.reshape(shape))).ravel()
+            theta, out = flat.reshape(shape), np.empty(shape)
+            normal_product(*self.where, self.weight, self.weights, theta, scratch, out)
+            return (out + self.ridge * theta).reshape(-1, 1)
 
         def precondition(flat: np.ndarray) -> np.ndarray:
-            # A common constant of a group costs nothing: rounding alone must not be divided by that.
             level = self._without_means(flat.reshape(shape))
-            smooth = self.coarse.solve(level.ravel()).reshape(shape)
-            return self._without_means(np.einsum("nij,nj->ni", self.inverse, level) + smooth).ravel()
+            smooth = self.coarse(level.reshape(-1, 1)).reshape(shape)
+            return self._without_means(np.einsum("nij,nj->ni", self.inverse, level) + smooth).reshape(-1, 1)
 
-        size = (right.size, right.size)
-        solution, failed = cg(
-            LinearOperator(size, product, dtype=float),
-            right.ravel(),
-            x0=self.theta.ravel(),
-            rtol=_CG_TOLERANCE,
-            atol=_ROUNDING * float(np.linalg.norm(size_of_terms)),
-            maxiter=_CG_ROUNDS,
-            M=LinearOperator(size, precondition, dtype=float),
-            callback=lambda _: between(),
+        solution, done = conjugate_gradients(
+            product,
+            precondition,
+            right.reshape(-1, 1),
+            self.theta.reshape(-1, 1),
+            lambda residual, _: np.linalg.norm(residual, axis=0) <= goal,
+            most=_CG_ROUNDS,
+            between=between,
         )
-        if failed:
+        if not done:
             logger.warning("the match has not converged in %d rounds; panels may show", _CG_ROUNDS)
         self.theta = self._without_means(solution.reshape(shape))
 
     def _without_means(self, theta: np.ndarray) -> np.ndarray:
         """Return coefficients whose constants have the mean 0 in every group; a group's own is not determined."""
-        means = np.bincount(self.group, theta[:, 0]) / np.bincount(self.group)
-        theta = theta.copy()
-        theta[:, 0] -= means[self.group]
-        return theta
+        return np.hstack([without_means(theta[:, :1], self.group), theta[:, 1:]])
 
 
-class _CoarseSpace:
-    """Smooth surfaces over the whole mosaic, solved directly: the second level of the preconditioner.
-
-    What conjugate gradients find slowly is a bend over many frames, along which neighbours hardly disagree. It is
-    a surface, and the models of the frames are its tangent planes; so surfaces made of quadratic B-splines, a
-    frame or two a knot, carry it (a two-level method: B. Smith, P. Bjorstad, W. Gropp, Domain Decomposition,
-    1996).
-
-    Parameters
-    ----------
-    fit : _Fit
-        With its first weights: what preconditions need not be exact, so it is formed once.
-    knot : float
-        Distance of the splines' knots.
-    """
-
-    def __init__(self, fit: _Fit, knot: float) -> None:
-        start, point, place, centre = fit.where
-        n, p = fit.theta.shape
-        self.tangents = _tangents_of_splines(centre, p, knot)
-        frame = np.repeat(np.arange(n), np.diff(start))
-        basis = [fit.weight] + [fit.weight * (place[point, axis] - centre[frame, axis]) for axis in range(p - 1)]
-        model_at = coo_matrix(
-            (np.concatenate(basis), (np.tile(point, p), np.concatenate([frame * p + q for q in range(p)]))),
-            shape=(len(place), n * p),
-        ).tocsr()
-        surface_at = (model_at @ self.tangents).tocsr()
-        inverse = np.divide(1.0, fit.weights, out=np.zeros_like(fit.weights), where=fit.weights > 0)
-        own = _block_diagonal(fit.blocks(np.full_like(fit.weights, np.inf)))
-        whole = self.tangents.T @ own @ self.tangents
-        matrix = whole - surface_at.T @ diags_array(inverse) @ surface_at
-        # A common constant costs nothing, and splines that no frame touches are in no equation. Of frames with one
-        # pointing nothing else is left, so the size of an entry is judged before the difference.
-        size = matrix.shape[0]
-        floor = _COARSE_FLOOR * max(float(whole.diagonal().max(initial=0.0)), 1e-290)
-        self.factors = splu((matrix + floor * eye_array(size)).tocsc(), permc_spec="MMD_AT_PLUS_A")
-
-    def solve(self, flat: np.ndarray) -> np.ndarray:
-        """Return the part of the solution for the right side `flat` (n * p,) that is a smooth surface."""
-        return self.tangents @ self.factors.solve(self.tangents.T @ flat)
-
-
-def _tangents_of_splines(centre: np.ndarray, p: int, knot: float) -> csr_matrix:
-    """Return the height and slopes, (n * p, splines), that quadratic B-splines over a grid have at the frames."""
-    place = (centre - centre.min(axis=0)) / knot
-    first = np.floor(place).astype(int)
-    f = place - first
-    height = np.stack([0.5 * (1 - f) ** 2, 0.75 - (f - 0.5) ** 2, 0.5 * f**2])  # (3, n, 2)
-    slope = np.stack([f - 1.0, 1.0 - 2.0 * f, f]) / knot
-    width = first[:, 0].max() + 3
-    data, rows, columns = [], [], []
-    for i, j in np.ndindex(3, 3):
-        number = (first[:, 1] + j) * width + first[:, 0] + i
-        (hx, hy), (sx, sy) = (height[i, :, 0], height[j, :, 1]), (slope[i, :, 0], slope[j, :, 1])
-        for q, values in enumerate([hx * hy, sx * hy, hx * sy][:p]):
-            data.append(values)
-            rows.append(np.arange(len(centre)) * p + q)
-            columns.append(number)
-    data, rows, columns = (np.concatenate(parts) for parts in (data, rows, columns))
-    return csr_matrix((data, (rows, columns)), shape=(len(centre) * p, int(columns.max()) + 1))
-
-
-def _block_diagonal(blocks: np.ndarray) -> bsr_matrix:
-    n, p, _ = blocks.shape
-    return bsr_matrix((blocks, np.arange(n), np.arange(n + 1)), shape=(n * p, n * p)).tocsr()
-
-
-def _extent(sightings: Sightings) -> tuple[float, float]:
-    """Return the root mean square and the largest distance of a point from the frame that sees it."""
+def _extent(sightings: Sightings) -> tuple[float, np.ndarray]:
+    """Return the root mean square distance of a point, along an axis, and of each frame's points (n,) from it."""
     distance = sightings.place[sightings.point] - sightings.centre[sightings.frame]
     squared = np.square(distance).sum(axis=1)
-    if not squared.size or not squared.max() > 0:
-        return 1.0, 1.0
-    return float(np.sqrt(squared.mean() / 2.0)), float(np.sqrt(squared.max()))
+    count = np.diff(sightings.start)
+    radius = np.sqrt(np.bincount(sightings.frame, squared, minlength=count.size) / np.maximum(count, 1))
+    mean = float(squared.mean()) if squared.size else 0.0
+    return float(np.sqrt(mean / 2.0)) if mean > 0.0 else 1.0, radius
 
 
 def _huber(pull: np.ndarray) -> np.ndarray:

@@ -37,6 +37,25 @@ def modelled(start, point, place, centre, coefficients, out):  # pragma: no cove
 
 
 @njit(cache=True, nogil=True)
+def residuals(
+    point, weight, weights, seen, truth, sigma, least_share, residual, pull
+):  # pragma: no cover - compiled
+    """Put what was seen less the truths into `residual`, and that in units of its error into `pull`.
+
+    NaN where others have less than `least_share` of a point's weight. A sighting takes part in the truth that it
+    is compared with, which makes its residual smaller than its error `sigma`.
+    """
+    for s in range(point.size):
+        k = point[s]
+        residual[s] = pull[s] = np.nan
+        if weight[s] > 0.0:
+            others = 1.0 - weight[s] / weights[k]
+            if others > least_share:
+                residual[s] = seen[s] - truth[k]
+                pull[s] = residual[s] / (sigma[s] * np.sqrt(others))
+
+
+@njit(cache=True, nogil=True)
 def frame_sums(start, point, place, centre, weight, value, out):  # pragma: no cover - compiled
     """Put the frames' sums of ``weight * value`` times 1, x and y, as many as `out` has columns, into `out`."""
     for i in range(start.size - 1):

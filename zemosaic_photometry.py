@@ -416,14 +416,15 @@ def sky_plane(place: np.ndarray, level: np.ndarray) -> np.ndarray:
         return np.zeros(2)
     middle = place.mean(axis=0)
     length = max(float(np.abs(place - middle).max()), 1e-12)
-    design = np.column_stack([np.ones(len(place)), (place - middle) / length])
+    design = np.vstack([np.ones(len(place)), (place - middle).T / length])
     weight = np.ones(len(place))
     solution = np.zeros(3)
     for _ in range(_ROUNDS):
         before = solution
-        root = np.sqrt(weight)
-        solution = np.linalg.lstsq(design * root[:, None], level * root, rcond=1e-9)[0]
-        distance = level - design @ solution
+        # Three by three: to decompose all places would wake threads, whose waiting costs more than they save.
+        weighted = design * weight
+        solution = np.linalg.lstsq(weighted @ design.T, weighted @ level, rcond=1e-12)[0]
+        distance = level - solution[0] - solution[1] * design[1] - solution[2] * design[2]
         below = distance[distance < 0]
         scatter = max(MAD_TO_SIGMA * float(np.median(-below)) if below.size else 0.0, 1e-12)
         pull = np.abs(distance) / (_NEBULA_SIGMA * scatter)

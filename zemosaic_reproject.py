@@ -126,7 +126,9 @@ class Placement:
 
 def footprints(placements: Sequence[Placement]) -> np.ndarray:
     """Return the outlines of frames as an array (n,) of shapely polygons."""
-    return np.array([shapely.Polygon(placement.polygon) for placement in placements], dtype=object)
+    sizes = [len(placement.polygon) for placement in placements]
+    corners = np.array([corner for placement in placements for corner in placement.polygon]).reshape(-1, 2)
+    return shapely.polygons(shapely.linearrings(corners, indices=np.repeat(np.arange(len(sizes)), sizes)))
 
 
 @dataclass(frozen=True)

@@ -1,10 +1,12 @@
 """Detections of all frames in one table, and which of them are one star."""
 
+from itertools import pairwise
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
+from zemosaic_detection_kernels import identify as compiled
 from zemosaic_detections import MATCH_RADIUS_PX, Detections, catalogue_stars, cluster_stars
 
 
@@ -110,3 +112,30 @@ def test_the_light_of_colours_is_summed_in_double_precision():
     np.testing.assert_array_equal(flux, stars.flux[:, 0].astype(float) + stars.flux[:, 2].astype(float))
     np.testing.assert_allclose(error**2, (stars.error[:, [0, 2]].astype(float) ** 2).sum(axis=1), rtol=1e-14)
     np.testing.assert_allclose(stars.light()[0], stars.flux.astype(float).sum(axis=1), rtol=1e-15)
+
+
+def slow(places, start, n_founding, radius):
+    """What the compiled loop does, place by place against all stars."""
+    stars, number = np.empty((0, 2)), []
+    for f, (a, b) in enumerate(pairwise(start)):
+        own = []
+        for place in places[a:b]:
+            away = np.hypot(*(stars - place).T) if len(stars) else np.full(1, np.inf)
+            own.append(int(away.argmin()) if away.min() < radius else -1)
+        for k in range(b - a):
+            if own[k] < 0 and f < n_founding:
+                own[k], stars = len(stars), np.vstack([stars, places[a + k]])
+        number += own
+    return number
+
+
+@pytest.mark.parametrize("n_founding", [1, 6], ids=["the first frame founds", "all found"])
+def test_the_compiled_loop_finds_what_a_slow_one_does(n_founding):
+    rng = np.random.default_rng(8)
+    places = rng.uniform(-40.0, 40.0, (400, 2))
+    start = np.array([0, 150, 150, 220, 300, 301, 400])
+    number = np.empty(400, dtype=np.int64)
+    compiled(places, start, n_founding, 3.0, number)
+    assert number.tolist() == slow(places, start, n_founding, 3.0)
+    assert (number >= 150).any() == (n_founding > 1)
+    assert (number < 0).any() == (n_founding == 1)

@@ -10,6 +10,7 @@ import zemosaic_frame_arrays as arrays
 from strict_namespace import StrictNamespace
 from zemosaic_detections import Detections
 from zemosaic_flat import SharedSky, basis, correction_at, flat_model, sky_flat, stars_flat
+from zemosaic_links import tied_groups
 from zemosaic_preprocess import bayer_colours, flattened
 from zemosaic_synthetic import SurveySpec, vignette
 from zemosaic_types import Rect
@@ -107,7 +108,8 @@ def test_the_solution_is_that_of_dense_least_squares():
     columns = np.column_stack([np.log(one.flux), basis(one.frame_x, one.frame_y, SHAPE)])
     weight = 1.0 / (np.square(one.error / one.flux) + 0.01**2)
     number = np.unique(one.star, return_inverse=True)[1]
-    rest, _ = kernel._without_effects(columns, weight, one.frame, number, 12)
+    frames = kernel._Frames(one, number, tied_groups(one.frame, number, 12))
+    rest, _ = frames.without_effects(columns, weight, np.zeros((12, columns.shape[1])))
     root = np.sqrt(weight)[:, None]
     terms = np.linalg.lstsq(rest[:, 1:] * root, (rest[:, :1] * root)[:, 0], rcond=None)[0]
     np.testing.assert_allclose(terms, dense(stars, 12), atol=1e-8)

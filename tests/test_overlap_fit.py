@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from zemosaic_overlap_fit import Sightings, fit_overlaps
+from zemosaic_overlap_kernels import residuals
 
 
 def strip(n_frames=8, side=12, step=7, *, seed=0, noise=0.5, slope=0.3):
@@ -101,6 +102,22 @@ def test_residuals_and_truths_belong_together():
     seen = np.bincount(sightings.point)[sightings.point]
     np.testing.assert_allclose(fit.residual[seen > 1], (value + model - fit.truth[sightings.point])[seen > 1])
     assert np.isnan(fit.residual[seen == 1]).all()
+
+
+def test_pulls_are_residuals_in_units_of_their_errors_where_others_see_the_point():
+    rng = np.random.default_rng(9)
+    point = np.array([0, 1, 2, 0, 1, 3, 0, 3])
+    weight, sigma = np.array([1.0, 2.0, 1.0, 3.0, 0.0, 1e-12, 2.0, 4.0]), rng.uniform(0.5, 2.0, 8)
+    seen, truth = rng.normal(size=8), rng.normal(size=4)
+    weights = np.bincount(point, weight)
+    residual, pull = np.empty(8), np.empty(8)
+    residuals(point, weight, weights, seen, truth, sigma, 1e-9, residual, pull)
+    # Point 1 has one sighting with a weight, point 2 one at all; what weighs next to nothing leaves 3 to itself.
+    shared = np.array([True, False, False, True, False, True, True, False])
+    expected = np.where(shared, seen - truth[point], np.nan)
+    np.testing.assert_array_equal(residual, expected)
+    share = np.where(shared, 1.0 - weight / weights[point], 1.0)
+    np.testing.assert_allclose(pull, expected / sigma / np.sqrt(share), rtol=1e-14)
 
 
 def test_the_order_of_frames_leaves_no_trace():
