@@ -18,14 +18,11 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path, PureWindowsPath
 
-from astropy.coordinates import BaseCoordinateFrame, SkyCoord
-from astropy.wcs import WCS
-from astropy.wcs.utils import wcs_to_celestial_frame
-
 from zemosaic_events import CancelToken, tagged_logger
 from zemosaic_fits_io import frame_wcs, read_frame_header
 from zemosaic_fits_products import write_text
 from zemosaic_plan_table import ALIASES, FITS_NAME, PlanTable, clean_cell, read_table
+from zemosaic_sky_systems import check_system, to_icrs
 from zemosaic_types import FrameError, FrameHeader, FrameRecord, LeftOut, PlanError, PlanRow
 
 logger = tagged_logger("ZeMosaicWorker.plan")
@@ -479,25 +476,15 @@ def _centre(header: FrameHeader) -> tuple[float | None, float | None]:
     if header.wcs_text:
         ny, nx = header.shape
         try:
-            wcs, frame = _sky_system(header)
+            wcs = frame_wcs(header)
+            ra, dec = to_icrs(wcs, *wcs.all_pix2world([(nx - 1) / 2], [(ny - 1) / 2], 0))
         except FrameError as err:
             logger.debug("%s: %s; its pointing is used in the plan", header.wcs_path, err)
         else:
-            sky = SkyCoord(*wcs.all_pix2world((nx - 1) / 2, (ny - 1) / 2, 0), unit="deg", frame=frame).icrs
-            centre = round(float(sky.ra.deg), 6), round(float(sky.dec.deg), 6)
+            centre = round(float(ra[0]), 6), round(float(dec[0]), 6)
             if all(map(math.isfinite, centre)):
                 return centre
     return header.ra_deg, header.dec_deg
-
-
-def _sky_system(header: FrameHeader) -> tuple[WCS, BaseCoordinateFrame]:
-    """Return a frame's WCS and the coordinates it is in, or raise `FrameError`."""
-    wcs = frame_wcs(header)
-    try:
-        return wcs, wcs_to_celestial_frame(wcs)
-    except ValueError as err:
-        system = f"CTYPE1 {wcs.wcs.ctype[0]}, RADESYS {wcs.wcs.radesys or 'not given'}"
-        raise FrameError(f"the WCS is in a system of the sky that is not known ({system})") from err
 
 
 def _header_exposure(header: FrameHeader) -> float | None:
@@ -605,7 +592,7 @@ def _placed_header(header: FrameHeader) -> tuple[FrameHeader, str]:
     if not header.wcs_text:
         return header, NO_WCS
     try:
-        _sky_system(header)
+        check_system(frame_wcs(header))
     except FrameError as err:  # a WCS that means nothing
         return replace(header, wcs_text="", wcs_path=""), str(err)
     return header, ""

@@ -17,9 +17,9 @@ import numpy as np
 import shapely
 from astropy.coordinates import ICRS, SkyCoord
 from astropy.wcs import WCS
-from astropy.wcs.utils import wcs_to_celestial_frame
 
 import zemosaic_resample_kernels as kernels
+from zemosaic_sky_systems import from_icrs, to_icrs
 from zemosaic_types import FrameError, Rect
 
 MAP_TOLERANCE_PX = 0.002
@@ -195,7 +195,7 @@ def centre_icrs(wcs: WCS, shape: tuple[int, int]) -> tuple[float, float]:
     lon, lat = wcs.all_pix2world(0.5 * (shape[1] - 1), 0.5 * (shape[0] - 1), 0)
     if not np.isfinite([lon, lat]).all():
         return float("nan"), float("nan")
-    lon, lat = _to_icrs(wcs, np.atleast_1d(lon), np.atleast_1d(lat))
+    lon, lat = to_icrs(wcs, np.atleast_1d(lon), np.atleast_1d(lat))
     return float(lon[0]), float(lat[0])
 
 
@@ -262,13 +262,13 @@ def frame_to_canvas(wcs: WCS, x: np.ndarray, y: np.ndarray, canvas: Canvas) -> t
 
 def frame_to_icrs(wcs: WCS, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return right ascension and declination of frame positions in ICRS, degrees, exact; NaN off the sky."""
-    return _to_icrs(wcs, *wcs.all_pix2world(x, y, 0))
+    return to_icrs(wcs, *wcs.all_pix2world(x, y, 0))
 
 
 def canvas_to_frame(wcs: WCS, x: np.ndarray, y: np.ndarray, canvas: Canvas) -> tuple[np.ndarray, np.ndarray]:
     """Return the frame positions of canvas positions, exact; NaN where the frame's WCS has none."""
     lon, lat = canvas.wcs().wcs_pix2world(x, y, 0)
-    return _world_to_pixel(wcs, *_from_icrs(wcs, lon, lat))
+    return _world_to_pixel(wcs, *from_icrs(wcs, lon, lat))
 
 
 def place(wcs: WCS, shape: tuple[int, int], canvas: Canvas) -> Placement:
@@ -336,28 +336,6 @@ def lattice(wcs: WCS, canvas: Canvas, bounds: Rect, step: int) -> Lattice:
     cx, cy = np.meshgrid(columns.astype(float), rows.astype(float))
     nodes = np.stack(canvas_to_frame(wcs, cx.ravel(), cy.ravel(), canvas)).reshape(2, *cx.shape)
     return Lattice(nodes, int(rows[0]), int(columns[0]), step)
-
-
-def _foreign_frame(wcs: WCS) -> object | None:
-    """Return the celestial frame of a WCS, or None if it is ICRS."""
-    frame = wcs_to_celestial_frame(wcs)
-    return None if isinstance(frame, ICRS) else frame
-
-
-def _to_icrs(wcs: WCS, lon: np.ndarray, lat: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    frame = _foreign_frame(wcs)
-    if frame is None:
-        return lon, lat
-    sky = SkyCoord(lon, lat, unit="deg", frame=frame).icrs
-    return sky.ra.deg, sky.dec.deg
-
-
-def _from_icrs(wcs: WCS, lon: np.ndarray, lat: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    frame = _foreign_frame(wcs)
-    if frame is None:
-        return lon, lat
-    sky = SkyCoord(lon, lat, unit="deg", frame="icrs").transform_to(frame)
-    return sky.spherical.lon.deg, sky.spherical.lat.deg
 
 
 def _world_to_pixel(wcs: WCS, lon: np.ndarray, lat: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -12,10 +12,13 @@ def unit_vectors(sky_deg: np.ndarray) -> np.ndarray:
 
 
 def places_deg(vectors: np.ndarray) -> np.ndarray:
-    """Return right ascensions (0 to below 360) and declinations (n, 2) of vectors (n, 3) of any length."""
+    """Return right ascensions, 0 to below 360, and declinations (n, 2) of vectors (n, 3); NaN stays.
+
+    The vectors may have any length.
+    """
     x, y, z = vectors.T
     ra = np.mod(np.rad2deg(np.arctan2(y, x)), 360.0)
-    return np.column_stack([np.where(ra < 360.0, ra, 0.0), np.rad2deg(np.arctan2(z, np.hypot(x, y)))])
+    return np.column_stack([np.where(ra == 360.0, 0.0, ra), np.rad2deg(np.arctan2(z, np.hypot(x, y)))])
 
 
 def place_deg(vector: np.ndarray) -> tuple[float, float]:

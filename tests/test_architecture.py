@@ -31,6 +31,7 @@ FLOORS = [
         "zemosaic_fits_products",
         "zemosaic_plan_table",
         "zemosaic_programs",
+        "zemosaic_sky_systems",
     },
     {"zemosaic_estimate"},
     {
