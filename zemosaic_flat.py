@@ -17,6 +17,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import lru_cache
+from itertools import accumulate
 
 import numpy as np
 from scipy.linalg import block_diag, eigh
@@ -132,11 +134,20 @@ def detector_coordinates(x: np.ndarray, y: np.ndarray, shape: tuple[int, int]) -
 
 def basis(x: np.ndarray, y: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
     """Return the polynomials that ``log F`` is made of at pixels (m,), mean 0 over the detector, (m, k)."""
-    return _powers(*detector_coordinates(x, y, shape)) - _powers(*_detector_grid(shape)).mean(axis=0)
+    return _powers(*detector_coordinates(x, y, shape)) - _mean_powers(shape)
 
 
 def _powers(u: np.ndarray, v: np.ndarray) -> np.ndarray:
-    return np.stack([u**i * v**j for i, j in _POWERS], axis=-1)
+    of_u, of_v = ([np.ones_like(w), *accumulate([w] * DEGREE, np.multiply)] for w in (u, v))
+    return np.stack([of_u[i] * of_v[j] for i, j in _POWERS], axis=-1)
+
+
+@lru_cache(maxsize=16)
+def _mean_powers(shape: tuple[int, int]) -> np.ndarray:
+    """Return the means of the powers over the detector, the same for all places and frames."""
+    means = _powers(*_detector_grid(shape)).mean(axis=0)
+    means.flags.writeable = False
+    return means
 
 
 def _detector_grid(shape: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
@@ -148,8 +159,7 @@ def _detector_grid(shape: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _gram(shape: tuple[int, int]) -> np.ndarray:
-    design = _powers(*_detector_grid(shape))
-    design -= design.mean(axis=0)
+    design = _powers(*_detector_grid(shape)) - _mean_powers(shape)
     return design.T @ design / len(design)
 
 
@@ -446,19 +456,20 @@ class _SkyPair:
     modes: np.ndarray
     plane: np.ndarray
 
-    def difference(self, amplitudes: np.ndarray, pedestal: float, c: int) -> tuple[np.ndarray, np.ndarray]:
-        """Return the difference (k,) of a colour without pattern and pedestal, and how it falls with more of them.
+    def difference(self, amplitudes: np.ndarray, pedestal: float) -> tuple[np.ndarray, np.ndarray]:
+        """Return the differences (c, k) without pattern and pedestal, and how they fall with more of them.
 
-        The second is (k, q + 1): modes, pedestal. What a plane could do is taken out of both.
+        The second is (c, k, q + 1): modes, pedestal. What a plane could do is taken out of both.
         """
-        scale = self.gain[:, None] * np.exp(-self.modes @ amplitudes[c])
-        light = scale * (self.level[:, :, c] - pedestal)
-        columns = np.empty((light.shape[1], amplitudes.shape[1] + 2))
-        columns[:, 0] = light[0] - light[1]
-        columns[:, 1:-1] = light[0][:, None] * self.modes[0] - light[1][:, None] * self.modes[1]
-        columns[:, -1] = scale[0] - scale[1]
+        channels, q = amplitudes.shape
+        scale = np.moveaxis(self.gain[:, None, None] * np.exp(-self.modes @ amplitudes.T), 2, 1)
+        light = scale * (np.moveaxis(self.level, 2, 1) - pedestal)
+        columns = np.empty((channels, light.shape[2], q + 2))
+        columns[:, :, 0] = light[0] - light[1]
+        columns[:, :, 1:-1] = light[0, :, :, None] * self.modes[0] - light[1, :, :, None] * self.modes[1]
+        columns[:, :, -1] = scale[0] - scale[1]
         columns -= self.plane @ (self.plane.T @ columns)
-        return columns[:, 0], columns[:, 1:]
+        return columns[:, :, 0], columns[:, :, 1:]
 
 
 def _prepare(sky: SharedSky, star: StarFlat, shape: tuple[int, int]) -> _SkyPair:
@@ -497,19 +508,20 @@ def _sky_equations(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return the normal equations of steps of amplitudes and pedestal, robust in every pair and colour."""
     channels, q = amplitudes.shape
+    total, towards = np.zeros((channels, q + 1, q + 1)), np.zeros((channels, q + 1))
+    for pair in pairs:
+        y, design = pair.difference(amplitudes, pedestal)
+        away = np.abs(y)
+        spread = np.maximum(MAD_TO_SIGMA * np.median(away, axis=1, keepdims=True), 1e-9)
+        weight = np.minimum(1.0, _HUBER * spread / np.maximum(away, 1e-12)) / spread**2
+        weighted = np.moveaxis(design, 2, 1) * weight[:, None, :]
+        total += weighted @ design
+        towards += (weighted @ y[:, :, None])[:, :, 0]
     normal, pull = np.zeros((channels * q + 1,) * 2), np.zeros(channels * q + 1)
     for c in range(channels):
         at = np.append(np.arange(c * q, (c + 1) * q), channels * q)
-        total, towards = np.zeros((q + 1, q + 1)), np.zeros(q + 1)
-        for pair in pairs:
-            y, design = pair.difference(amplitudes, pedestal, c)
-            spread = max(MAD_TO_SIGMA * float(np.median(np.abs(y))), 1e-9)
-            weight = np.minimum(1.0, _HUBER * spread / np.maximum(np.abs(y), 1e-12)) / spread**2
-            weighted = design.T * weight
-            total += weighted @ design
-            towards += weighted @ y
-        normal[np.ix_(at, at)] += total
-        pull[at] += towards
+        normal[np.ix_(at, at)] += total[c]
+        pull[at] += towards[c]
     return normal, pull
 
 
@@ -517,9 +529,9 @@ def _unevenness(pairs: list[_SkyPair], amplitudes: np.ndarray, pedestal: float) 
     """Return the rms difference of two frames' levels that a plane leaves, over their level; median of pairs."""
     found = []
     for pair in pairs:
-        for c in range(len(amplitudes)):
-            y, _ = pair.difference(amplitudes, pedestal, c)
-            found.append(np.sqrt(np.mean(y * y)) / max(1e-9, float(np.median(pair.gain[0] * pair.level[0, :, c]))))
+        y, _ = pair.difference(amplitudes, pedestal)
+        sky = pair.gain[0] * np.median(pair.level[0], axis=0)
+        found.append(np.sqrt(np.square(y).mean(axis=1)) / np.maximum(sky, 1e-9))
     return float(np.median(found))
 
 
@@ -531,26 +543,30 @@ def flat_model(terms: np.ndarray, pedestal: float, shape: tuple[int, int]) -> Fl
 
     The inverse of the pattern is put into a polynomial, which every kind of processor evaluates alike.
     """
-    u, v = _detector_grid(shape)
-    edges = np.linspace(-0.5, 0.5, _GRID) * 1.02
+    edges = np.linspace(-1.02, 1.02, _GRID)
     ny, nx = shape
-    eu, ev = np.meshgrid(edges * nx / np.hypot(nx, ny) * 2, edges * ny / np.hypot(nx, ny) * 2)
-    eu, ev = eu.ravel(), ev.ravel()
-    middle = _powers(u, v).mean(axis=0)
-    powers = [(i, j) for j in range(_INVERSE_DEGREE + 1) for i in range(_INVERSE_DEGREE + 1 - j)]
-    design = np.stack([eu**i * ev**j for i, j in powers], axis=1)
+    of_u, of_v = edges * nx / np.hypot(nx, ny), edges * ny / np.hypot(nx, ny)
+    at_edges = _powers(*(w.ravel() for w in np.meshgrid(of_u, of_v))) - _mean_powers(shape)
+    inside = _powers(*_detector_grid(shape)) - _mean_powers(shape)
     planes = []
     for term in terms:
-        mean = float(np.exp((_powers(u, v) - middle) @ term).mean())
-        pattern = np.exp((_powers(eu, ev) - middle) @ term) / mean
+        pattern = np.exp(_combined(at_edges, term)) / np.exp(_combined(inside, term)).mean()
         if not (pattern.min() > _DARKEST and pattern.max() < 1.0 / _DARKEST):
             return None
-        fitted = np.linalg.lstsq(design, 1.0 / pattern, rcond=None)[0]
-        table = np.zeros((_INVERSE_DEGREE + 1,) * 2)
-        for (i, j), value in zip(powers, fitted, strict=True):
-            table[j, i] = value
+        table = _polynomial(of_u, of_v, 1.0 / pattern.reshape(_GRID, _GRID))
         planes.append(tuple(map(tuple, table.tolist())))
     return FlatModel(shape, tuple(planes), float(pedestal))
+
+
+def _polynomial(u: np.ndarray, v: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """Return the coefficients [j, i] of ``v**j * u**i``, ``i + j`` up to the degree, that fit values (v, u) best.
+
+    Products of polynomials that are orthonormal over u and over v are orthonormal over the grid.
+    """
+    n = _INVERSE_DEGREE + 1
+    (q_u, r_u), (q_v, r_v) = (np.linalg.qr(np.vander(w, n, increasing=True)) for w in (u, v))
+    fitted = np.where(np.add.outer(np.arange(n), np.arange(n)) < n, q_v.T @ values @ q_u, 0.0)
+    return np.linalg.solve(r_v, np.linalg.solve(r_u, fitted.T).T) + 0.0  # no zero is negative
 
 
 def section_polynomials(flat: FlatModel, section: Rect) -> tuple[np.ndarray, np.ndarray]:
@@ -590,9 +606,15 @@ def corner_loss(flat: FlatModel) -> tuple[float, ...]:
     return tuple((pattern[:4].mean(axis=0) / pattern[4] - 1.0).tolist())
 
 
+@lru_cache(maxsize=16)
 def median_correction(flat: FlatModel) -> np.ndarray:
-    """Return the median of ``Q`` over the detector, (c,): what the sky and the noise of a whole frame see."""
+    """Return the median of ``Q`` over the detector, (c,): what the sky and the noise of a whole frame see.
+
+    It is the same for all frames, and made once.
+    """
     ny, nx = flat.shape
     middle = (np.arange(_GRID) + 0.5) / _GRID
     x, y = np.meshgrid(middle * nx - 0.5, middle * ny - 0.5)
-    return np.median(correction_at(flat, x.ravel(), y.ravel()), axis=0)
+    median = np.median(correction_at(flat, x.ravel(), y.ravel()), axis=0)
+    median.flags.writeable = False
+    return median

@@ -115,6 +115,16 @@ def test_the_solution_is_that_of_dense_least_squares():
     np.testing.assert_allclose(terms, dense(stars, 12), atol=1e-8)
 
 
+def test_the_polynomial_of_the_inverse_is_that_of_dense_least_squares():
+    u, v = np.linspace(-0.9, 0.9, 33), np.linspace(-0.5, 0.5, 33)
+    values = np.random.default_rng(2).normal(1.0, 0.1, (33, 33))
+    powers = [(j, i) for j in range(7) for i in range(7 - j)]
+    design = np.stack([np.outer(v**j, u**i).ravel() for j, i in powers], axis=1)
+    expected = np.zeros((7, 7))
+    expected[tuple(zip(*powers, strict=True))] = np.linalg.lstsq(design, values.ravel())[0]
+    np.testing.assert_allclose(kernel._polynomial(u, v, values), expected, rtol=1e-9, atol=1e-9)
+
+
 def test_stars_that_vary_or_are_mistaken_do_no_harm():
     rng = np.random.default_rng(6)
     frames, truth = frames_of(rng, 24, "panels"), pattern(rng)
