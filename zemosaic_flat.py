@@ -49,6 +49,7 @@ _DARKEST = 0.3  # a pattern below this is no vignetting
 _FLUX_FLOOR = 0.01  # relative: crowding, undersampling
 _STAR_FREEDOM = 4.0
 _HUBER = 1.5
+_LEAST_VARIANCE = 0.1  # of residuals, in units of what their errors say
 _ROUNDS = 8
 _SKY_ROUNDS = 5
 _MIN_CELLS = 12
@@ -303,7 +304,8 @@ def _solve_channel(one: Detections, n_frames: int, shape: tuple[int, int], tell:
         weight = base * np.minimum(1.0, _HUBER * scale / np.maximum(np.abs(standard), 1e-12))
     effects[np.bincount(one.frame, minlength=n_frames) == 0] = np.nan
     spread = _influence(standard, max(scale, 1e-9)) * np.sqrt(m / free)
-    trust = weight.sum() / base.sum() * spread**2
+    # Residuals far below their errors are those of detections too few to contradict each other.
+    trust = max(weight.sum() / base.sum() * spread**2, _LEAST_VARIANCE)
     return _Channel(normal / trust, pull / trust, effects, group, m)
 
 

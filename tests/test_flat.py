@@ -169,6 +169,16 @@ def test_without_stars_there_is_no_mode():
     assert stars_flat(nothing, 5, SHAPE).modes.shape[1] == 0
 
 
+def test_stars_too_few_to_contradict_each_other_tell_nothing():
+    """Three stars, each in two frames of its own: whatever they show, the gains of the frames explain it."""
+    rng = np.random.default_rng(9)
+    frame, star = np.arange(6), np.repeat(np.arange(3), 2)
+    places = rng.uniform(0, 400, (4, 6))
+    flux = rng.uniform(1e4, 1e5, (6, 1))
+    found = stars_flat(Detections(frame, star, *places, flux, np.full(flux.shape, 50.0)), 6, SHAPE)
+    assert found.modes.shape[1] == 0
+
+
 def skies(rng, frames, terms, *, pedestal, sky=900.0, glow=0.0, nebula=0.0):
     """Levels of boxes of the canvas in neighbouring frames, each with a plane and noise of its own."""
     grid = np.stack(np.meshgrid(np.arange(-600.0, 601.0, 50.0), np.arange(-600.0, 601.0, 50.0)), axis=-1)
