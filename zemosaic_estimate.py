@@ -22,19 +22,22 @@ _BYTES_A_PIXEL = 12  # of a plane: image, weight, coverage
 
 @dataclass(frozen=True)
 class _Costs:
-    """Seconds of one core for a kind of frame: a megapixel of a frame, a frame in the process of the run."""
+    """Seconds of one core for a kind of frame.
+
+    A megapixel of a frame, a frame in the process of the run, a megapixel of a master tile that is coadded.
+    """
 
     pixels: float
     serial: float
+    coadd: float
 
 
-_MONO = _Costs(pixels=0.088, serial=0.010)
-_COLOUR = _Costs(pixels=0.23, serial=0.023)
-_HEADER_S = 0.01  # a frame
-_CANVAS_S = 0.025  # a megapixel of a plane of the mosaic
-_START_S = 1.5
+_MONO = _Costs(pixels=0.067, serial=0.005, coadd=0.165)
+_COLOUR = _Costs(pixels=0.15, serial=0.012, coadd=0.48)
+_HEADER_S = 0.005  # a frame
+_CANVAS_S = 0.022  # a megapixel of a plane of the mosaic
+_START_S = 1.1
 _HELP = 0.5  # of a further core, at worst
-_COADD = 1.45  # frames of its size that a master tile costs to coadd
 _RANGE = (0.6, 2.0)  # from a fast machine to a slow or busy one
 _COMPILING_S = 30.0  # all loops of a run
 
@@ -55,9 +58,9 @@ def estimate_seconds(
     and a price a pixel (measure, stack) that its kind decides; a plane of the canvas a price a pixel (assemble).
     Workers share what is counted by pixels of frames: at best each core that has one adds its whole speed, at
     worst half of it. The prices were measured once, roughly, on the surveys of 60 frames of 1920 x 1080 px in nine
-    panels of the benchmarks (`swarp_spec`, mono and colour) with one worker on a core of a server: mono 14.5 s,
-    colour 33 s of wall time; there a master tile of Classic costs as much as 1.5 (mono) or 1.4 (colour) more
-    frames of its size, one run each. The range says how far machines lie apart, no more.
+    panels of the benchmarks (`swarp_spec`, mono and colour) with one worker on a core of a server: mono 10.5 s,
+    colour 21.5 s of wall time; there Classic takes 4.0 s (mono) and 11.7 s (colour) more of a processor, for nine
+    master tiles, one run each. The range says how far machines lie apart, no more.
 
     Parameters
     ----------
@@ -74,7 +77,7 @@ def estimate_seconds(
     pixels = sum(
         cost.pixels * float(np.prod(r.header.shape)) / _MEGA for cost, r in zip(costs, records, strict=True)
     )
-    coadd = _COADD * (_COLOUR if n_channels > 1 else _MONO).pixels
+    coadd = (_COLOUR if n_channels > 1 else _MONO).coadd
     pixels += coadd * sum(float(np.prod(tile)) for tile in master_tiles) / _MEGA
     canvas = _CANVAS_S * n_channels * float(np.prod(shape)) / _MEGA
     serial = _START_S + canvas + sum(cost.serial + _HEADER_S for cost in costs)
