@@ -125,14 +125,12 @@ def _rounded(x, end, out):
 
 
 @nb.njit(cache=True, nogil=True)
-def _sparse_lanczos(plane, iy, ix, wy, wx, near_y, near_x):
+def _sparse_lanczos(plane, iy, ix, wy, wx, near):
     """Lanczos-3 where taps are missing: the weights of the present ones are scaled to 1.
 
-    NaN if the pixel that the position falls into is missing; that pixel's value if too little weight is left.
+    `near`, the value of the pixel that the position falls into, if too little weight is left.
     """
     ny, nx = plane.shape
-    if not (0 <= near_y < ny and 0 <= near_x < nx) or plane[near_y, near_x] != plane[near_y, near_x]:
-        return np.float64(np.nan)
     total, weight, smallest = 0.0, 0.0, np.inf
     for j in range(6):
         y = iy - 2 + j
@@ -148,7 +146,7 @@ def _sparse_lanczos(plane, iy, ix, wy, wx, near_y, near_x):
             if 1 <= j <= 4 and 1 <= i <= 4:
                 smallest = min(smallest, np.float64(plane[y, x]))
     if weight < 0.3:
-        return np.float64(plane[near_y, near_x])
+        return np.float64(near)
     return max(total / weight, smallest)
 
 
@@ -206,7 +204,11 @@ def lanczos3(planes, section, size, lattice, origin, corner, table, out):
                     # Rounding must not push a position just inside the frame out of it.
                     near_y = min(max((qy[k] + FRACTIONS // 2 - 1) >> _BITS, 0), size[0] - 1) + y_first
                     near_x = min(max((qx[k] + FRACTIONS // 2 - 1) >> _BITS, 0), size[1] - 1) + x_first
-                    total = _sparse_lanczos(planes[c], y + 2, x + 2, table[ky], table[kx], near_y, near_x)
+                    # A position has no data without the pixel that it falls into; the call takes its time.
+                    if 0 <= near_y < planes.shape[1] and 0 <= near_x < planes.shape[2]:
+                        near = planes[c, near_y, near_x]
+                        if near == near:
+                            total = _sparse_lanczos(planes[c], y + 2, x + 2, table[ky], table[kx], near)
                 out[c, row, k] = total
 
 
