@@ -157,8 +157,8 @@ class DeviceStacker:
         if key not in self._trusted:
             self._trusted[key] = self._kernels_agree(*key)
             if not self._trusted[key]:
-                what = "the stack kernel of %s for %d frames is wrong and not used"
-                logger.warning(what, self.device.info.name, key[1])
+                device, n = self.device.info.name, key[1]
+                logger.warning("the stack kernel of %s for %d frames is wrong and not used", device, n)
         return self.device if self._trusted[key] else None
 
     def _kernels_agree(self, params: StackParams, n: int) -> bool:

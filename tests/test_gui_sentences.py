@@ -44,7 +44,8 @@ UNTOLD = {
     "zemosaic_fits_products": {"_stream_header"},
     "zemosaic_coadd": {"master tile"},
     "zemosaic_groups": {"_kind", "_reason"},
-    "zemosaic_plan": {"{x1} line {x2}", "not given"},
+    "zemosaic_plan": {"{x1} line {x2}"},
+    "zemosaic_sky_systems": {"not given"},
     "zemosaic_interpreter": {"command_to_call"},
     "zemosaic_master_tiles": {"tile_header"},
     "zemosaic_outputs": {
