@@ -32,8 +32,8 @@ class _Costs:
     coadd: float
 
 
-_MONO = _Costs(pixels=0.067, serial=0.005, coadd=0.165)
-_COLOUR = _Costs(pixels=0.15, serial=0.012, coadd=0.48)
+_MONO = _Costs(pixels=0.067, serial=0.005, coadd=0.125)
+_COLOUR = _Costs(pixels=0.15, serial=0.012, coadd=0.32)
 _HEADER_S = 0.005  # a frame
 _CANVAS_S = 0.022  # a megapixel of a plane of the mosaic
 _START_S = 1.1
@@ -59,7 +59,7 @@ def estimate_seconds(
     Workers share what is counted by pixels of frames: at best each core that has one adds its whole speed, at
     worst half of it. The prices were measured once, roughly, on the surveys of 60 frames of 1920 x 1080 px in nine
     panels of the benchmarks (`swarp_spec`, mono and colour) with one worker on a core of a server: mono 10.5 s,
-    colour 21.5 s of wall time; there Classic takes 4.0 s (mono) and 11.7 s (colour) more of a processor, for nine
+    colour 21.5 s of wall time; there Classic takes 3.1 s (mono) and 7.8 s (colour) more of a processor, for nine
     master tiles, one run each. The range says how far machines lie apart, no more.
 
     Parameters
