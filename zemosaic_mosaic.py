@@ -170,7 +170,7 @@ def note_problems(task: CellTask, report: CellReport, book: RunBook) -> None:
 
 
 def _shared_out(options: StackOptions, n_workers: int, n_tasks: int) -> StackOptions:
-    """Return the options of each task, so that what workers without a task may take is not lost."""
+    """Return the options of each of fewer tasks than workers, with its whole share of what these may take."""
     threads = n_workers // max(1, n_tasks)
     if threads < 2:
         return options
