@@ -10,6 +10,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -123,15 +124,24 @@ def stack_frames(
     return StackedRect(work.whole, tuple(sorted(work.problems.items())))
 
 
-def _do_all(function: Callable[[Rect], None], slabs: list[Rect], threads: int) -> None:
-    """Call a function with each slab, by so many threads; what it raises ends the work."""
-    if threads == 1:
+def _do_all(function: Callable[[Rect], None], slabs: list[Rect], n_threads: int) -> None:
+    """Call a function with each slab, by so many threads; after what it raises no further slab is begun."""
+    if n_threads == 1:
         for slab in slabs:
             function(slab)
-    else:
-        with ThreadPoolExecutor(threads, thread_name_prefix="slabs") as pool:
-            for _ in pool.map(function, slabs):
-                pass
+        return
+    failed = threading.Event()
+
+    def unless_failed(slab: Rect) -> None:
+        if not failed.is_set():
+            with ExitStack() as on_failure:
+                on_failure.callback(failed.set)
+                function(slab)
+                on_failure.pop_all()
+
+    with ThreadPoolExecutor(n_threads, thread_name_prefix="slabs") as pool:
+        for _ in pool.map(unless_failed, slabs):
+            pass
 
 
 def _cut(rect: Rect, shape: tuple[int, int]) -> list[Rect]:
