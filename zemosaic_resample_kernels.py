@@ -180,8 +180,8 @@ def lanczos3(planes, section, size, lattice, origin, corner, table, out):
     xs, ys = np.empty(width), np.empty(width)
     qx, qy = np.empty(width, dtype=np.int32), np.empty(width, dtype=np.int32)
     # Which pixels have all their taps depends on the frame, not on the section.
-    y_first, y_count = -section[0], size[0] - 5
-    x_first, x_count = -section[1], size[1] - 7
+    y_first, y_count = -section[0], max(size[0] - 5, 0)
+    x_first, x_count = -section[1], max(size[1] - 7, 0)
     for row in range(height):
         _map_row(lattice, origin[0], origin[1], origin[2], corner[0] + row, corner[1], xs, ys)
         _rounded(xs, size[1] - 0.5, qx)
