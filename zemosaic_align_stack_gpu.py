@@ -2,7 +2,7 @@
 
 Raw sections go to the device as they are stored, where they are prepared, resampled and stacked; only a slab's
 result comes back. Threads read the next sections meanwhile. Nothing here says what is computed: that is in
-`zemosaic_frame_arrays` and `zemosaic_stack_core`.
+`zemosaic_frame_cuda` (or, without kernels that can be trusted, `zemosaic_frame_arrays`) and `zemosaic_stack_core`.
 
 A device that fails costs nothing but time: the slab is stacked on the host instead, with the result of the host.
 """
@@ -20,18 +20,15 @@ import numpy as np
 import zemosaic_frame_arrays
 import zemosaic_stack_arrays as arrays
 import zemosaic_stack_cuda as kernels
-from zemosaic_backend import Device, to_host
+from zemosaic_backend import Device
+from zemosaic_device_trials import frame_kernels_agree, stack_kernels_agree
 from zemosaic_events import tagged_logger
-from zemosaic_frame_arrays import (
-    PREPARE_BYTES_PER_PX,
-    RESAMPLE_BYTES_PER_PX,
-    resample,
-    to_float,
-)
-from zemosaic_frame_source import FrameSource
+from zemosaic_frame_arrays import to_float
+from zemosaic_frame_cuda import FrameKernels
+from zemosaic_frame_source import FrameSource, PreparingForms
 from zemosaic_reproject import LEAST_FEATHER
 from zemosaic_resample_kernels import lanczos3_table
-from zemosaic_stack_core import HALO_PX, NoiseModel, normalise, stack
+from zemosaic_stack_core import HALO_PX, normalise
 from zemosaic_types import FrameError, Rect, StackParams
 
 logger = tagged_logger("ZeMosaicWorker.stack")
@@ -80,6 +77,15 @@ class Stacking(Protocol):
         ...
 
 
+class FrameForms(PreparingForms, Protocol):
+    """What brings a raw frame onto the canvas: `zemosaic_frame_arrays`, or a device's `FrameKernels`."""
+
+    PREPARE_BYTES_PER_PX: int
+    RESAMPLE_BYTES_PER_PX: int
+    resample: Callable[..., Any]
+    feather: Callable[..., Any]
+
+
 class DeviceStacker:
     """A device that stacks slabs, for a whole run.
 
@@ -98,6 +104,7 @@ class DeviceStacker:
         self.device = device
         self.failures: list[str] = []
         self._table: Any = None
+        self._forms: FrameForms | None = None
         self._trusted: dict[tuple[StackParams, int], bool] = {}
 
     @property
@@ -109,13 +116,14 @@ class DeviceStacker:
         """Return the side of the square slabs that fit into free memory, the largest if the device cannot say."""
         try:
             compiled = params.combine == "mean" and self._kernels(params, n_frames) is not None
+            forms = self._frame_forms()
             free = self.device.free_bytes()
         except self.device.errors as error:  # after some errors of CUDA every call fails
             self.failures.append(_described(error))
             return _SLAB_SIDE_PX
         of_sample, of_pixel = (4, kernels.PIXEL_BYTES) if compiled else (arrays.SAMPLE_BYTES, arrays.PIXEL_BYTES)
         samples = n_frames * n_channels * (4 + of_sample) + 4 * n_frames  # the last: weights a pixel
-        of_one_frame = max(RESAMPLE_BYTES_PER_PX + 4 * n_channels, 2 * PREPARE_BYTES_PER_PX)
+        of_one_frame = max(forms.RESAMPLE_BYTES_PER_PX + 4 * n_channels, 2 * forms.PREPARE_BYTES_PER_PX)
         bytes_per_px = samples + n_channels * of_pixel + of_one_frame
         pixels = int(_SHARE_OF_FREE_MEMORY * free) // bytes_per_px
         return min(max(_MIN_SLAB_SIDE_PX, int(pixels**0.5) - 2 * HALO_PX), _SLAB_SIDE_PX)
@@ -147,7 +155,7 @@ class DeviceStacker:
         return reason
 
     def _kernels(self, params: StackParams, n_frames: int) -> Device | None:
-        """Return the device if its kernels for so many frames give what array operations give.
+        """Return the device if its kernels for so many frames give what the CPU gives.
 
         They are tried once, on made-up pixels of as many frames as these kernels can take.
         """
@@ -155,31 +163,20 @@ class DeviceStacker:
             return None
         key = params, kernels.compiled_for(n_frames)
         if key not in self._trusted:
-            self._trusted[key] = self._kernels_agree(*key)
+            self._trusted[key] = stack_kernels_agree(self.device, *key)
             if not self._trusted[key]:
                 device, n = self.device.info.name, key[1]
                 logger.warning("the stack kernel of %s for %d frames is wrong and not used", device, n)
         return self.device if self._trusted[key] else None
 
-    def _kernels_agree(self, params: StackParams, n: int) -> bool:
-        rng, shape = np.random.default_rng(0), (24, 40) if n <= 64 else (8, 12)
-        samples = rng.normal(100.0, 5.0, (n, 2, *shape)).astype(np.float32)
-        samples[rng.random(samples.shape) < 0.05] += 80.0
-        samples[rng.random(samples.shape) < 0.1] = np.nan
-        noise = NoiseModel(
-            *(rng.uniform(low, high, (n, 2)) for low, high in ((4, 6), (0, 1), (90, 100), (-0.4, 0.4)))
-        )
-        given = self.device.upload(samples), rng.uniform(0.5, 2.0, (n, 2)), noise, params
-        weights = self.device.upload(rng.uniform(0.1, 1.0, (n, *shape)).astype(np.float32))
-        return all(self._kernel_agrees(given, pixel_weight) for pixel_weight in (None, weights))
-
-    def _kernel_agrees(self, given: tuple, pixel_weight: Any) -> bool:
-        how = {"pixel_weight": pixel_weight, "halo": (1, 1, 1, 1)}
-        compiled, plain = stack(*given, **how, device=self.device), stack(*given, **how)
-        counts = (np.array_equal(to_host(compiled.coverage), to_host(plain.coverage)),)
-        counts += (np.array_equal(to_host(compiled.tally), to_host(plain.tally)),)
-        image, expected = to_host(compiled.image), to_host(plain.image)
-        return all(counts) and np.allclose(image, expected, rtol=1e-6, equal_nan=True)
+    def _frame_forms(self) -> FrameForms:
+        """Return what prepares and resamples frames: the device's kernels if they give what the CPU gives."""
+        if self._forms is None:
+            trusted = self.device.compiles and frame_kernels_agree(self.device)
+            if self.device.compiles and not trusted:
+                logger.warning("the frame kernels of %s are wrong and not used", self.device.info.name)
+            self._forms = FrameKernels(self.device) if trusted else zemosaic_frame_arrays
+        return self._forms
 
     def _release(self, *, failed: bool) -> None:
         """Give memory back; a device that has just failed is not counted once more if it cannot do that either."""
@@ -222,14 +219,14 @@ class DeviceStacker:
             weight = self.device.xp.ones(part.shape, dtype=np.float32)
         grid, size = source.grid, source.header.shape
         where = self.device.upload(grid.nodes), grid.origin, (part.y0, part.x0), size
-        return zemosaic_frame_arrays.feather(*where, work.feather_px, LEAST_FEATHER, weight)
+        return self._frame_forms().feather(*where, work.feather_px, LEAST_FEATHER, weight)
 
     def _samples(self, source: FrameSource, section: Rect, raw: np.ndarray, part: Rect) -> Any:
         """Return a frame's samples (c, h, w) of a part of the canvas, not normalised yet."""
-        raw = to_float(self.device.upload(raw))
-        planes = source.prepared(raw, section, zemosaic_frame_arrays, self.device.upload)
+        raw, forms = to_float(self.device.upload(raw)), self._frame_forms()
+        planes = source.prepared(raw, section, forms, self.device.upload)
         grid = source.grid
-        return resample(
+        return forms.resample(
             planes,
             (section.y0, section.x0),
             source.header.shape,
@@ -261,6 +258,12 @@ def _halves(slab: Rect) -> tuple[Rect, Rect]:
     return Rect(slab.y0, slab.y1, slab.x0, middle), Rect(slab.y0, slab.y1, middle, slab.x1)
 
 
+def _read(source: FrameSource, section: Rect) -> np.ndarray:
+    """Return a section of a frame as it is stored, in the byte order of the machine: a reader's work, too."""
+    raw = source.read(section)
+    return np.ascontiguousarray(raw, dtype=raw.dtype.newbyteorder("="))
+
+
 def _read_ahead(sources: list[FrameSource], wide: Rect) -> Iterator[tuple[int, Rect, Future]]:
     """Yield (row, section, its pixels to come) of the frames that reach the rectangle, a few being read ahead."""
     sections = ((row, source.section_of(source.part_of(wide))) for row, source in enumerate(sources))
@@ -270,7 +273,7 @@ def _read_ahead(sources: list[FrameSource], wide: Rect) -> Iterator[tuple[int, R
             for row, section in sections:
                 if section.empty:
                     continue
-                waiting.append((row, section, readers.submit(sources[row].read, section)))
+                waiting.append((row, section, readers.submit(_read, sources[row], section)))
                 if len(waiting) > _SECTIONS_AHEAD:
                     yield waiting.popleft()
             while waiting:

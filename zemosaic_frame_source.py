@@ -9,8 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -63,6 +62,14 @@ class RadialWeight:
     feather: float = 0.8
     power: float = 2.0
     floor: float = 0.05
+
+
+class PreparingForms(Protocol):
+    """What makes planes of a raw frame: `zemosaic_preprocess`, or its functions for arrays elsewhere."""
+
+    flattened: Callable[..., Any]
+    replace_isolated: Callable[..., Any]
+    demosaic: Callable[..., Any]
 
 
 class FrameSource:
@@ -140,7 +147,7 @@ class FrameSource:
         self,
         raw: Any,
         section: Rect,
-        forms: ModuleType = compiled,
+        forms: PreparingForms = compiled,
         upload: Callable[[np.ndarray], Any] = np.asarray,
     ) -> Any:
         """Return the planes of a section, (c, h, w) float32: without vignetting and defects, demosaiced.
@@ -150,8 +157,8 @@ class FrameSource:
         raw : array, shape (c, h, w), float32
             Pixels of the section as they are stored, wherever the forms want them.
         section : Rect
-        forms : module
-            `zemosaic_preprocess` or `zemosaic_frame_arrays`, which have the same kernels.
+        forms : PreparingForms
+            `zemosaic_preprocess`, or the same functions for arrays on a device.
         upload : callable
             Takes an array to where `raw` is.
         """

@@ -62,6 +62,9 @@ _SLOPE_SIGMAS = 2.5
 #: Relative standard error of the median absolute deviation of n normal samples, times sqrt n.
 MAD_ERROR = 1.17
 
+#: Of a quantity of the noise model, so that its 24 bits are normal numbers of float32.
+_LEAST_EXPONENT = -100
+
 #: Rows and columns around the wanted pixels that the rejection looks at.
 HALO_PX = 1
 
@@ -102,10 +105,14 @@ class NoiseModel:
     blur: np.ndarray | None = None
 
     def table(self) -> np.ndarray:
-        """Return (4, n, c): variance of sky, variance per unit of signal, that times the level, blur."""
+        """Return (4, n, c): variance of sky, variance per unit of signal, that times the level, blur.
+
+        Each of the four is rounded to 24 bits below its largest: float32 holds it, and a sum over frames is exact
+        in float64, so that its order leaves no trace.
+        """
         nothing = np.zeros(self.sky.shape)
         photon, level, blur = (nothing if v is None else v for v in (self.photon, self.level, self.blur))
-        return np.stack([np.square(self.sky), photon, photon * level, blur]).astype(np.float64)
+        return np.stack([_rounded(row) for row in (np.square(self.sky), photon, photon * level, blur)])
 
 
 @dataclass(frozen=True)
@@ -130,6 +137,13 @@ class StackResult:
     rejected_low: Any
     rejected_high: Any
     tally: Any
+
+
+def _rounded(values: np.ndarray) -> np.ndarray:
+    """Return values, float64, as whole multiples of a power of two, 2^24 of it at most."""
+    exponent = np.frexp(np.abs(values).max(initial=0.0))[1]
+    step = np.ldexp(1.0, max(int(exponent), _LEAST_EXPONENT) - 24)
+    return np.rint(values / step) * step
 
 
 def normalise(data: Any, gain: np.ndarray, rows: Any, columns: Any) -> None:

@@ -101,12 +101,14 @@ def stack_on_cuda(
 def _fill_bounds(
     device: Device, source: str, data: Any, noise: np.ndarray, to_sigma: np.ndarray, clip: tuple, planes: Any
 ) -> None:
-    """Fill what the bounds of every pixel follow from; `noise` (c, depth, 4)."""
+    """Fill what the bounds of every pixel follow from; `noise` (c, depth, 4), zeros beyond the n frames."""
     n, channels, ny, nx = data.shape
     kappas, iterations, limits = clip
+    blur = noise[:, :n, 3]
+    whole = np.column_stack([noise.sum(axis=1), blur.min(axis=1), blur.max(axis=1)])
     arguments = (
         *(data, np.int32(n), np.int32(channels), np.int64(ny * nx)),
-        *(device.upload(noise), device.upload(to_sigma)),
+        *map(device.upload, (noise.astype(np.float32), whole, to_sigma)),
         *(*map(np.float64, kappas), np.int32(iterations), *map(np.float64, limits), planes),
     )
     lanes = _division(n)[1]
@@ -162,7 +164,6 @@ def _source(each: int, lanes: int, method: int, *, weighed: bool = False) -> str
 _SOURCE = r"""
 #define N_SAMPLES (N_EACH * N_LANES)  // most samples of a pixel
 #define N_PIXELS (BLOCK / N_LANES)    // pixels of a block of `bounds`
-#define N_WARPS (BLOCK / 32)
 #define AHEAD 8    // frames whose samples are on their way while those of the frames before are added
 #define STRIDE 16  // running sums are kept for every so many samples
 #define ALL_LANES 0xffffffffu
@@ -239,11 +240,10 @@ INLINE void merge_lanes(float (&value)[N_EACH], int lane)
     }
 }
 
-// Read the samples of the block's pixels, sort them, and note which frames have data.
-// Lane q of a pixel holds frames q, q + N_LANES, ...; word i of `present` the lanes of a warp whose i-th has data.
-INLINE void gather_sorted(
-    const float* __restrict__ data, int n, int channels, long long plane, int c, long long first_pixel,
-    float* sorted, unsigned* present)
+// Read the samples of the block's pixels and sort them; the caller waits for the other threads. Lane q of a pixel
+// holds frames q, q + N_LANES, ...; bit i of what is returned says that the i-th of them has data.
+INLINE unsigned long long gather_sorted(
+    const float* __restrict__ data, int n, int channels, long long plane, int c, long long first_pixel, float* sorted)
 {
     const int lane = threadIdx.x % N_LANES, column = threadIdx.x / N_LANES;
     const long long pixel = first_pixel + column, next = (long long)N_LANES * channels * plane;
@@ -252,11 +252,11 @@ INLINE void gather_sorted(
 #pragma unroll
     for (int i = 0; i < N_EACH; ++i, from += next)
         value[i] = pixel < plane && i * N_LANES + lane < n ? *from : NOT_A_NUMBER;
+    unsigned long long present = 0;
 #pragma unroll
     for (int i = 0; i < N_EACH; ++i) {
         const bool here = value[i] == value[i];
-        const unsigned lanes = __ballot_sync(ALL_LANES, here);
-        if (threadIdx.x % 32 == 0) present[i * N_WARPS + threadIdx.x / 32] = lanes;
+        present |= here ? 1ull << i : 0ull;
         value[i] = here ? value[i] : INF;
     }
     sort_own(value);
@@ -264,24 +264,16 @@ INLINE void gather_sorted(
     float* to = sorted + Ranked::row(lane * N_EACH) + column;
 #pragma unroll
     for (int i = 0; i < N_EACH; ++i) to[i * N_PIXELS] = value[i];
-    __syncthreads();
+    return present;
 }
 
-// Return how many samples a pixel of the block has.
-INLINE int count_data(const unsigned* present, int n, int column)
+// Return the sum of what the lanes of a pixel hold.
+template <typename T>
+INLINE T sum_of_lanes(T value)
 {
-    const int thread = column * N_LANES;
-    int m = 0;
-    for (int i = 0; i * N_LANES < n; ++i)
-        m += __popc(present[i * N_WARPS + thread / 32] >> thread % 32 & ALL_LANES >> (32 - N_LANES));
-    return m;
-}
-
-// Return whether a pixel of the block has data of a frame.
-INLINE bool has_data(const unsigned* present, int frame, int column)
-{
-    const int thread = column * N_LANES + frame % N_LANES;
-    return present[frame / N_LANES * N_WARPS + thread / 32] >> thread % 32 & 1;
+#pragma unroll
+    for (int step = 1; step < N_LANES; step *= 2) value += __shfl_xor_sync(ALL_LANES, value, step);
+    return value;
 }
 
 INLINE double median_of(const Ranked& value, int a, int b)
@@ -291,65 +283,71 @@ INLINE double median_of(const Ranked& value, int a, int b)
 
 #if METHOD == MODELLED
 
-// The k-th smallest deviation from the median. Those of ranks below - i and of ranks above + i, i = 1..length, are
-// two ascending lists; it is the minimum over i of the larger of the i-th of one and the (k - i)-th of the other,
-// which is where the one overtakes the other.
-INLINE float deviation_of_rank(const Ranked& value, int below, int above, int length, int k, float median)
+// What the frames that have data of a pixel are expected to do: sums over them, least and largest blur.
+struct Expected {
+    double sky, photon, floor, blur, lowest, highest;
+};
+
+// Return what is expected of the frames that the lanes of a pixel have data of; `noise` (depth, 4). The sums are
+// exact whatever their order, see `zemosaic_stack_core.NoiseModel.table`, so each lane may begin with its own.
+INLINE Expected of_present(unsigned long long present, const float* __restrict__ noise)
 {
-    const auto under = [&](int i) { return i > 0 ? median - value[below - i] : 0.0f; };
-    const auto over = [&](int i) { return i > 0 ? value[above + i] - median : 0.0f; };
-    const int least = k > length ? k - length : 0;
-    int low = least, high = k < length ? k : length;
-    while (low < high) {
-        const int middle = (low + high) / 2;
-        if (under(middle) >= over(k - middle)) high = middle;
-        else low = middle + 1;
+    Expected sum = {0.0, 0.0, 0.0, 0.0};
+    float lowest = INF, highest = -INF;
+    const int lane = threadIdx.x % N_LANES;
+    for (; present; present &= present - 1) {
+        const float* of_frame = noise + 4 * ((__ffsll((long long)present) - 1) * N_LANES + lane);
+        sum.sky += of_frame[0];
+        sum.photon += of_frame[1];
+        sum.floor += of_frame[2];
+        sum.blur += of_frame[3];
+        lowest = fminf(lowest, of_frame[3]);
+        highest = fmaxf(highest, of_frame[3]);
     }
-    const float found = fmaxf(under(low), over(k - low));
-    return low > least ? fminf(found, over(k - low + 1)) : found;
+    for (int step = 1; step < N_LANES; step *= 2) {
+        lowest = fminf(lowest, __shfl_xor_sync(ALL_LANES, lowest, step));
+        highest = fmaxf(highest, __shfl_xor_sync(ALL_LANES, highest, step));
+    }
+    sum = {sum_of_lanes(sum.sky), sum_of_lanes(sum.photon), sum_of_lanes(sum.floor), sum_of_lanes(sum.blur)};
+    sum.lowest = lowest, sum.highest = highest;
+    return sum;
 }
 
+// The median deviation from the median. The deviations of ranks half - i and of ranks above + i, i = 1..half, are
+// two ascending lists; the half smallest of both are the first i of one and the first half - i of the other, where
+// the one overtakes the other. Of an even number it is the mean of the last of these and the next one.
 INLINE float median_deviation(const Ranked& value, int m, float median)
 {
     if (m < 2) return 0.0f;
-    const int half = m / 2, odd = m % 2;
-    const float first = deviation_of_rank(value, half, half + odd - 1, half, half, median);
-    const float second = odd ? first : deviation_of_rank(value, half, half - 1, half, half + 1, median);
-    return 0.5f * (first + second);
+    const int half = m / 2, above = half + m % 2 - 1;
+    const auto under = [&](int i) { return i > 0 ? median - value[half - i] : 0.0f; };
+    const auto over = [&](int i) { return i > 0 ? value[above + i] - median : 0.0f; };
+    int i = 0, most = half;
+    while (i < most) {
+        const int middle = (i + most) / 2;
+        if (under(middle) >= over(half - middle)) most = middle;
+        else i = middle + 1;
+    }
+    float last = fmaxf(under(i), over(half - i));
+    if (i > 0 && over(half - i + 1) < last) last = over(half - --i);
+    if (m % 2) return 0.5f * (last + last);
+    const float next_under = i < half ? under(i + 1) : INF, next_over = i > 0 ? over(half - i + 1) : INF;
+    return 0.5f * (last + fminf(next_under, next_over));
 }
 
 // Fill median, variance, mean and span of blur, and the number of samples of a pixel.
 INLINE void describe(
-    const Ranked& value, const unsigned* present, int column, int n, const double* __restrict__ noise,
-    const float* __restrict__ to_sigma, float* to, long long step)
+    const Ranked& value, int m, const Expected& sum, const float* __restrict__ to_sigma, float* to, long long step)
 {
-    double sky = 0.0, photon = 0.0, floor = 0.0, blur = 0.0, lowest = INF, highest = -INF;
-    const int m = count_data(present, n, column);
-    for (int f0 = 0; f0 < n; f0 += 4) {
-        double of_frame[4][4];
-#pragma unroll
-        for (int k = 0; k < 16; ++k) of_frame[k / 4][k % 4] = noise[4 * f0 + k];
-#pragma unroll
-        for (int k = 0; k < 4; ++k) {
-            const bool here = has_data(present, f0 + k, column);
-            sky += here ? of_frame[k][0] : 0.0;
-            photon += here ? of_frame[k][1] : 0.0;
-            floor += here ? of_frame[k][2] : 0.0;
-            blur += here ? of_frame[k][3] : 0.0;
-            const double least = here ? of_frame[k][3] : lowest, most = here ? of_frame[k][3] : highest;
-            lowest = least < lowest ? least : lowest;
-            highest = most > highest ? most : highest;
-        }
-    }
     const float median = m > 0 ? (float)median_of(value, 0, m) : NOT_A_NUMBER;
     const float proven = median_deviation(value, m, median) * to_sigma[m];
-    const double signal = photon / m * median - floor / m;
-    const float expected = (float)(sky / m + (signal > 0.0 ? signal : 0.0));
+    const double signal = sum.photon / m * median - sum.floor / m;
+    const float expected = (float)(sum.sky / m + (signal > 0.0 ? signal : 0.0));
     const float squared = proven * proven;
     to[0] = median;
     to[step] = squared > expected ? squared : expected;
-    to[2 * step] = (float)(blur / m);
-    to[3 * step] = (float)(highest - lowest);
+    to[2 * step] = (float)(sum.blur / m);
+    to[3 * step] = (float)(sum.highest - sum.lowest);
     to[4 * step] = (float)m;
 }
 
@@ -510,28 +508,43 @@ INLINE Range linear_fit_range(const Ranked& value, int m, double kappa_low, doub
 
 // Fill for every pixel of a channel (blockIdx.y) what its bounds follow from: `planes` of shape (5, c, pixels),
 // median, variance, mean and span of blur and number of samples for MODELLED, else (2, c, pixels), the bounds.
-// N_LANES threads sort a pixel's samples, then one thread judges it.
+// N_LANES threads sort a pixel's samples, then one thread judges it. `noise` (c, depth, 4) is of the frames,
+// `whole` (c, 6) what is expected of all of them.
 extern "C" __global__ void __launch_bounds__(BLOCK) bounds(
-    const float* __restrict__ data, int n, int channels, long long plane, const double* __restrict__ noise,
-    const float* __restrict__ to_sigma, double kappa_low, double kappa_high, int iterations, double limit_low,
-    double limit_high, float* __restrict__ planes)
+    const float* __restrict__ data, int n, int channels, long long plane, const float* __restrict__ noise,
+    const double* __restrict__ whole, const float* __restrict__ to_sigma, double kappa_low, double kappa_high,
+    int iterations, double limit_low, double limit_high, float* __restrict__ planes)
 {
     __shared__ float sorted[N_EACH * BLOCK + 32];
-    __shared__ unsigned present[N_EACH * N_WARPS];
-    const int c = blockIdx.y, column = threadIdx.x;
+    __shared__ int counts[N_PIXELS];
+    const int c = blockIdx.y, column = threadIdx.x, first_lane = threadIdx.x % N_LANES == 0;
     const long long first_pixel = (long long)blockIdx.x * N_PIXELS, pixel = first_pixel + column;
-    gather_sorted(data, n, channels, plane, c, first_pixel, sorted, present);
-#if METHOD == WINSORIZED
+    const unsigned long long present = gather_sorted(data, n, channels, plane, c, first_pixel, sorted);
+    const int found = sum_of_lanes(__popcll(present));
+    if (first_lane) counts[threadIdx.x / N_LANES] = found;
+#if METHOD == MODELLED
+    // Most pixels have data of all frames, of which the sums are known.
+    Expected sum = ((const Expected*)whole)[c];
+    if (__ballot_sync(ALL_LANES, found < n)) sum = of_present(present, noise + 4 * N_SAMPLES * c);
+#if N_LANES > 1
+    __shared__ Expected sums[N_PIXELS];
+    if (first_lane) sums[threadIdx.x / N_LANES] = sum;
+#endif
+#elif METHOD == WINSORIZED
     __shared__ double sums[(N_SAMPLES / STRIDE + 1) * 2 * N_PIXELS];
 #endif
+    __syncthreads();
     if (column >= N_PIXELS || pixel >= plane) return;
     const Ranked value = {sorted + column};
+    const int m = counts[column];
     const long long step = channels * plane;
     float* to = planes + c * plane + pixel;
 #if METHOD == MODELLED
-    describe(value, present, column, n, noise + 4 * N_SAMPLES * c, to_sigma, to, step);
+#if N_LANES > 1
+    sum = sums[column];
+#endif
+    describe(value, m, sum, to_sigma, to, step);
 #else
-    const int m = count_data(present, n, column);
     Range range = {0, m};
 #if METHOD == KAPPA
     if (m >= 3) range = kappa_range(value, m, kappa_low, kappa_high, iterations);

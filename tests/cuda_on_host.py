@@ -133,12 +133,13 @@ inline void __syncthreads()
     host::pause();
 }
 
-inline float __shfl_xor_sync(unsigned, float value, int mask)
+template <typename T>
+T __shfl_xor_sync(unsigned, T value, int mask)
 {
-    unsigned bits;
-    std::memcpy(&bits, &value, 4);
-    bits = host::exchange(bits)[threadIdx.x % 32 ^ mask];
-    std::memcpy(&value, &bits, 4);
+    unsigned words[sizeof(T) / 4];
+    std::memcpy(words, &value, sizeof(T));
+    for (unsigned& word : words) word = host::exchange(word)[threadIdx.x % 32 ^ mask];
+    std::memcpy(&value, words, sizeof(T));
     return value;
 }
 
@@ -150,6 +151,8 @@ inline unsigned __ballot_sync(unsigned, bool vote)
 }
 
 inline int __popc(unsigned bits) { return __builtin_popcount(bits); }
+inline int __popcll(unsigned long long bits) { return __builtin_popcountll(bits); }
+inline int __ffsll(long long bits) { return __builtin_ffsll(bits); }
 
 inline float __int_as_float(int bits)
 {

@@ -13,8 +13,10 @@ import numpy as np
 import pytest
 from astropy.io import fits
 
+import cuda_on_host
 import strict_device
 import zemosaic_align_stack_gpu as driver
+import zemosaic_frame_arrays
 import zemosaic_stack_core
 from strict_device import StrictDevice, StrictDeviceError
 from strict_namespace import StrictOutOfMemory, at_call
@@ -23,6 +25,7 @@ from test_formats import cube, rewritten
 from zemosaic_align_stack import StackOptions, stack_frames
 from zemosaic_align_stack_gpu import MOST_FAILURES, DeviceStacker
 from zemosaic_fits_io import frame_wcs
+from zemosaic_frame_cuda import FrameKernels
 from zemosaic_frame_source import FrameSource, RadialWeight
 from zemosaic_match import MatchOptions, match_frames
 from zemosaic_measure import cell_size_px, measure_frames
@@ -463,18 +466,63 @@ class CompilingDevice(StrictDevice):
 
 
 def test_slabs_for_kernels_that_need_less_memory_are_larger(monkeypatch):
-    monkeypatch.setattr(DeviceStacker, "_kernels_agree", lambda *_: True)
+    monkeypatch.setattr(driver, "frame_kernels_agree", lambda _: False)
+    monkeypatch.setattr(driver, "stack_kernels_agree", lambda *_: True)
     stacker = DeviceStacker(CompilingDevice(claimed_bytes=10**9))
     plain = planned_side(10**9, n_frames=400)
     assert stacker.slab_side(400, 3, StackParams()) > 1.8 * plain
     assert stacker.slab_side(400, 3, StackParams(combine="median")) == plain
-    monkeypatch.setattr(DeviceStacker, "_kernels_agree", lambda *_: False)
+    monkeypatch.setattr(driver, "stack_kernels_agree", lambda *_: False)
     assert DeviceStacker(CompilingDevice(claimed_bytes=10**9)).slab_side(400, 3, StackParams()) == plain
+    monkeypatch.setattr(driver, "frame_kernels_agree", lambda _: True)
+    plain = planned_side(10**9, n_frames=4)
+    assert DeviceStacker(CompilingDevice(claimed_bytes=10**9)).slab_side(4, 3, StackParams()) > plain
+
+
+@pytest.fixture(scope="module")
+def host_kernels(tmp_path_factory):
+    if cuda_on_host.COMPILER is None:
+        pytest.skip("neither g++ nor clang++, or not on Linux")
+    return cuda_on_host.HostKernels(tmp_path_factory.mktemp("kernels"))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kernel", ["lanczos3", "bilinear"])
+def test_the_kernels_give_the_tile_of_the_host_to_the_last_bit(scene_of, host_kernels, kind, kernel):
+    """From raw frames to the stacked rectangle, run on the processor; a real GPU does the same below."""
+    launches = len(host_kernels.launches)
+    same_bits(DeviceStacker(host_kernels), scene_of(kind), kernel)
+    assert {"bounds", "combine", kernel} <= {name for name, _ in host_kernels.launches[launches:]}
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kernel", ["lanczos3", "bilinear"])
+def test_a_real_gpu_gives_the_tile_of_the_host_to_the_last_bit(scene_of, gpu_device, kind, kernel):
+    same_bits(DeviceStacker(gpu_device), scene_of(kind), kernel)
+
+
+def same_bits(stacker, scene, kernel):
+    choice = {"kernel": kernel, "radial": RadialWeight(), "feather_px": 15.0}
+    identical(scene.stack(stacker, **choice), scene.stack(**choice))
+    assert stacker.failures == []
+
+
+@pytest.mark.parametrize("right", [True, False], ids=["right", "wrong"])
+def test_frame_kernels_are_used_only_if_they_give_what_the_cpu_gives(right, host_kernels, monkeypatch, caplog):
+    if not right:
+        honest = FrameKernels.feather
+        monkeypatch.setattr(FrameKernels, "feather", lambda *given: honest(*given) * np.float32(1.0 + 1e-6))
+    stacker = DeviceStacker(host_kernels)
+    for _ in range(2):
+        forms = stacker._frame_forms()
+        assert isinstance(forms, FrameKernels) if right else forms is zemosaic_frame_arrays
+    assert caplog.text.count("are wrong and not used") == (0 if right else 1)
 
 
 @pytest.mark.parametrize("n_frames", [2, 5, 9, 100])
 @pytest.mark.parametrize("right", [True, False], ids=["right", "wrong"])
-def test_kernels_are_used_only_if_they_give_what_array_operations_give(right, n_frames, monkeypatch, caplog):
+def test_stack_kernels_are_used_only_if_they_give_what_the_cpu_gives(right, n_frames, monkeypatch, caplog):
     """A kernel that computes nonsense, by a fault of ours or of a compiler, must not reach a mosaic."""
     calls = []
 
