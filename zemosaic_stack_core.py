@@ -62,7 +62,7 @@ _SLOPE_SIGMAS = 2.5
 #: Relative standard error of the median absolute deviation of n normal samples, times sqrt n.
 MAD_ERROR = 1.17
 
-#: Of a quantity of the noise model, so that its 24 bits are normal numbers of float32.
+#: Of a quantity of the noise model, so that its bits are normal numbers of float32.
 _LEAST_EXPONENT = -100
 
 #: Rows and columns around the wanted pixels that the rejection looks at.
@@ -107,8 +107,8 @@ class NoiseModel:
     def table(self) -> np.ndarray:
         """Return (4, n, c): variance of sky, variance per unit of signal, that times the level, blur.
 
-        Each of the four is rounded to 24 bits below its largest: float32 holds it, and a sum over frames is exact
-        in float64, so that its order leaves no trace.
+        Each of the four is rounded to 23 bits below its largest, so that a sum over frames is exact and its order
+        leaves no trace.
         """
         nothing = np.zeros(self.sky.shape)
         photon, level, blur = (nothing if v is None else v for v in (self.photon, self.level, self.blur))
@@ -140,9 +140,9 @@ class StackResult:
 
 
 def _rounded(values: np.ndarray) -> np.ndarray:
-    """Return values, float64, as whole multiples of a power of two, 2^24 of it at most."""
+    """Return values, float64, as whole multiples of a power of two, 2^NOISE_BITS of it at most."""
     exponent = np.frexp(np.abs(values).max(initial=0.0))[1]
-    step = np.ldexp(1.0, max(int(exponent), _LEAST_EXPONENT) - 24)
+    step = np.ldexp(1.0, max(int(exponent), _LEAST_EXPONENT) - kernels.NOISE_BITS)
     return np.rint(values / step) * step
 
 

@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 
 from zemosaic_backend import Device
-from zemosaic_stack_kernels import KAPPA, LINEAR_FIT, MODELLED, NONE, WINSORIZED
+from zemosaic_stack_kernels import KAPPA, LINEAR_FIT, MODELLED, NOISE_BITS, NONE, WINSORIZED
 
 #: No more than 64 samples of a pixel in each thread of a warp can be sorted.
 MOST_FRAMES = 2048
@@ -34,6 +34,7 @@ MOST_FRAMES = 2048
 PIXEL_BYTES = 40
 
 _BLOCK = 128
+_AHEAD = 8  # frames whose samples are on their way while those of the frames before are added
 _MOST_EACH = 64  # registers for samples in a thread; 32 more would leave too few threads at once
 _MOST_BLOCKS = 4096  # of `combine` a channel; each adds its tally once
 _PLANES = {NONE: 0, MODELLED: 5}  # what `bounds` fills; two, the bounds, for every other method
@@ -91,7 +92,7 @@ def stack_on_cuda(
     planes = device.xp.empty((_PLANES.get(method, 2), *data.shape[1:]), dtype=np.float32)
     if method != NONE:
         _fill_bounds(device, source, data, _padded(noise.transpose(2, 1, 0), depth), to_sigma, clip, planes)
-    of_frames = (*map(device.upload, (_padded(weight.T, depth), _padded(noise[3].T.astype(np.float32), depth))),)
+    of_frames = (device.upload(_several(_padded(weight.T, depth), _padded(noise[3].T, depth))),)
     if pixel_weight is not None:
         of_frames += (device.xp.ascontiguousarray(pixel_weight),)
     model = (*map(np.float32, shares), *map(np.float32, clip[0]))
@@ -104,11 +105,9 @@ def _fill_bounds(
     """Fill what the bounds of every pixel follow from; `noise` (c, depth, 4), zeros beyond the n frames."""
     n, channels, ny, nx = data.shape
     kappas, iterations, limits = clip
-    blur = noise[:, :n, 3]
-    whole = np.column_stack([noise.sum(axis=1), blur.min(axis=1), blur.max(axis=1)])
     arguments = (
         *(data, np.int32(n), np.int32(channels), np.int64(ny * nx)),
-        *map(device.upload, (noise.astype(np.float32), whole, to_sigma)),
+        *map(device.upload, (*_frames(noise, n), to_sigma)),
         *(*map(np.float64, kappas), np.int32(iterations), *map(np.float64, limits), planes),
     )
     lanes = _division(n)[1]
@@ -118,7 +117,7 @@ def _fill_bounds(
 def _combine(
     device: Device, source: str, data: Any, planes: Any, of_frames: tuple, model: tuple, halo: tuple[int, ...]
 ) -> tuple[Any, ...]:
-    """Return the combined samples; `of_frames` are weight and blur (c, depth), and the weights of pixels."""
+    """Return the combined samples; `of_frames` are weights and blurs (see `_several`), and weights of pixels."""
     xp, (n, channels, ny, nx) = device.xp, data.shape
     my, mx = ny - halo[0] - halo[1], nx - halo[2] - halo[3]
     image, weight_out = (xp.empty((channels, my, mx), dtype=np.float32) for _ in range(2))
@@ -152,19 +151,36 @@ def _padded(table: np.ndarray, depth: int) -> np.ndarray:
     return padded
 
 
+def _frames(noise: np.ndarray, n_frames: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the noise (c, depth, 4) of frames as the kernel reads it, int32 (c, words), and the steps of the four."""
+    channels, lanes = noise.shape[0], _division(n_frames)[1]
+    exponents = np.frexp(np.abs(noise).max(axis=(0, 1)))[1]
+    steps = np.ldexp(1.0, exponents - NOISE_BITS - 1)  # the largest may have been rounded up to a power of two
+    whole = (noise / steps).astype(np.int32).reshape(channels, -1, lanes, 4)
+    by_blur = np.argsort(whole[..., 3], axis=1).astype(np.int32)
+    parts = whole, whole.sum(axis=1, dtype=np.int32), by_blur
+    return np.concatenate([part.reshape(channels, -1) for part in parts], axis=1), steps
+
+
+def _several(weight: np.ndarray, blur: np.ndarray) -> np.ndarray:
+    """Return weights and blurs (c, depth) as the kernel reads them: each time so many of both, in bytes."""
+    shape = (weight.shape[0], -1, _AHEAD)
+    parts = weight.reshape(shape), blur.astype(np.float32).reshape(shape)
+    return np.concatenate([part.view(np.uint8) for part in parts], axis=2)
+
+
 @cache
 def _source(each: int, lanes: int, method: int, *, weighed: bool = False) -> str:
     """Return the source for a division of the samples, a method and with or without weights of pixels."""
     values = {"NONE": NONE, "KAPPA": KAPPA, "WINSORIZED": WINSORIZED, "LINEAR_FIT": LINEAR_FIT}
     values |= {"MODELLED": MODELLED, "METHOD": method, "N_EACH": each, "N_LANES": lanes, "BLOCK": _BLOCK}
-    values |= {"WEIGHED": int(weighed)}
+    values |= {"AHEAD": _AHEAD, "WEIGHED": int(weighed)}
     return "".join(f"#define {name} {value}\n" for name, value in values.items()) + _SOURCE
 
 
 _SOURCE = r"""
 #define N_SAMPLES (N_EACH * N_LANES)  // most samples of a pixel
 #define N_PIXELS (BLOCK / N_LANES)    // pixels of a block of `bounds`
-#define AHEAD 8    // frames whose samples are on their way while those of the frames before are added
 #define STRIDE 16  // running sums are kept for every so many samples
 #define ALL_LANES 0xffffffffu
 #define INF __int_as_float(0x7f800000)
@@ -281,36 +297,61 @@ INLINE double median_of(const Ranked& value, int a, int b)
     return 0.5 * ((double)value[a + (b - a - 1) / 2] + (double)value[a + (b - a) / 2]);
 }
 
-#if METHOD == MODELLED
+// What is expected of a frame, or of several: see `zemosaic_stack_kernels.stack_rows`, in whole steps of each.
+struct alignas(16) Steps {
+    int sky, photon, floor, blur;
 
-// What the frames that have data of a pixel are expected to do: sums over them, least and largest blur.
-struct Expected {
-    double sky, photon, floor, blur, lowest, highest;
+    INLINE void add(const Steps& other, int sign)
+    {
+        sky += sign * other.sky;
+        photon += sign * other.photon;
+        floor += sign * other.floor;
+        blur += sign * other.blur;
+    }
 };
 
-// Return what is expected of the frames that the lanes of a pixel have data of; `noise` (depth, 4). The sums are
-// exact whatever their order, see `zemosaic_stack_core.NoiseModel.table`, so each lane may begin with its own.
-INLINE Expected of_present(unsigned long long present, const float* __restrict__ noise)
+// A channel's frames, divided among the lanes as by `gather_sorted`: the i-th of each lane, their sum, and the
+// numbers i of each lane's frames in the order of their blur.
+struct Frames {
+    Steps of_frame[N_EACH][N_LANES], all[N_LANES];
+    int by_blur[N_EACH][N_LANES];
+};
+
+#if METHOD == MODELLED
+
+// What is expected of the frames that have data of a pixel: sums over them, and how far their blurs lie apart.
+struct Expected {
+    double sky, photon, floor, blur, span;
+};
+
+// Return what is expected of the frames that the lanes of a pixel have data of. Sums of whole numbers are exact in
+// any order, so a lane may take what is missing off the sum over all of its frames.
+INLINE Expected of_present(unsigned long long present, const Frames& frames, int n, const double* __restrict__ step)
 {
-    Expected sum = {0.0, 0.0, 0.0, 0.0};
+    const int lane = threadIdx.x % N_LANES, own = (n - lane + N_LANES - 1) / N_LANES;
+    const unsigned long long missing = ~present & ~0ull >> (64 - own);
+    const bool few = __popcll(missing) < __popcll(present);
+    Steps sum = {0, 0, 0, 0};
+    if (few) sum = frames.all[lane];
+    for (unsigned long long left = few ? missing : present; left; left &= left - 1)
+        sum.add(frames.of_frame[__ffsll((long long)left) - 1][lane], few ? -1 : 1);
     float lowest = INF, highest = -INF;
-    const int lane = threadIdx.x % N_LANES;
-    for (; present; present &= present - 1) {
-        const float* of_frame = noise + 4 * ((__ffsll((long long)present) - 1) * N_LANES + lane);
-        sum.sky += of_frame[0];
-        sum.photon += of_frame[1];
-        sum.floor += of_frame[2];
-        sum.blur += of_frame[3];
-        lowest = fminf(lowest, of_frame[3]);
-        highest = fmaxf(highest, of_frame[3]);
+    if (present) {
+        int first = 0, last = N_EACH - 1;
+        while (!(present >> frames.by_blur[first][lane] & 1)) ++first;
+        while (!(present >> frames.by_blur[last][lane] & 1)) --last;
+        lowest = (float)frames.of_frame[frames.by_blur[first][lane]][lane].blur;
+        highest = (float)frames.of_frame[frames.by_blur[last][lane]][lane].blur;
     }
-    for (int step = 1; step < N_LANES; step *= 2) {
-        lowest = fminf(lowest, __shfl_xor_sync(ALL_LANES, lowest, step));
-        highest = fmaxf(highest, __shfl_xor_sync(ALL_LANES, highest, step));
+#pragma unroll
+    for (int k = 1; k < N_LANES; k *= 2) {
+        lowest = fminf(lowest, __shfl_xor_sync(ALL_LANES, lowest, k));
+        highest = fmaxf(highest, __shfl_xor_sync(ALL_LANES, highest, k));
     }
-    sum = {sum_of_lanes(sum.sky), sum_of_lanes(sum.photon), sum_of_lanes(sum.floor), sum_of_lanes(sum.blur)};
-    sum.lowest = lowest, sum.highest = highest;
-    return sum;
+    const double sky = sum_of_lanes((double)sum.sky), photon = sum_of_lanes((double)sum.photon);
+    const double floor = sum_of_lanes((double)sum.floor), blur = sum_of_lanes((double)sum.blur);
+    const double span = (double)highest - (double)lowest;
+    return {sky * step[0], photon * step[1], floor * step[2], blur * step[3], span * step[3]};
 }
 
 // The median deviation from the median. The deviations of ranks half - i and of ranks above + i, i = 1..half, are
@@ -347,7 +388,7 @@ INLINE void describe(
     to[0] = median;
     to[step] = squared > expected ? squared : expected;
     to[2 * step] = (float)(sum.blur / m);
-    to[3 * step] = (float)(sum.highest - sum.lowest);
+    to[3 * step] = (float)sum.span;
     to[4 * step] = (float)m;
 }
 
@@ -508,11 +549,11 @@ INLINE Range linear_fit_range(const Ranked& value, int m, double kappa_low, doub
 
 // Fill for every pixel of a channel (blockIdx.y) what its bounds follow from: `planes` of shape (5, c, pixels),
 // median, variance, mean and span of blur and number of samples for MODELLED, else (2, c, pixels), the bounds.
-// N_LANES threads sort a pixel's samples, then one thread judges it. `noise` (c, depth, 4) is of the frames,
-// `whole` (c, 6) what is expected of all of them.
+// N_LANES threads sort a pixel's samples, then one thread judges it. `frames` is of the channels, `steps` (4) are
+// those of what is expected.
 extern "C" __global__ void __launch_bounds__(BLOCK) bounds(
-    const float* __restrict__ data, int n, int channels, long long plane, const float* __restrict__ noise,
-    const double* __restrict__ whole, const float* __restrict__ to_sigma, double kappa_low, double kappa_high,
+    const float* __restrict__ data, int n, int channels, long long plane, const Frames* __restrict__ frames,
+    const double* __restrict__ steps, const float* __restrict__ to_sigma, double kappa_low, double kappa_high,
     int iterations, double limit_low, double limit_high, float* __restrict__ planes)
 {
     __shared__ float sorted[N_EACH * BLOCK + 32];
@@ -523,9 +564,7 @@ extern "C" __global__ void __launch_bounds__(BLOCK) bounds(
     const int found = sum_of_lanes(__popcll(present));
     if (first_lane) counts[threadIdx.x / N_LANES] = found;
 #if METHOD == MODELLED
-    // Most pixels have data of all frames, of which the sums are known.
-    Expected sum = ((const Expected*)whole)[c];
-    if (__ballot_sync(ALL_LANES, found < n)) sum = of_present(present, noise + 4 * N_SAMPLES * c);
+    Expected sum = of_present(present, frames[c], n, steps);
 #if N_LANES > 1
     __shared__ Expected sums[N_PIXELS];
     if (first_lane) sums[threadIdx.x / N_LANES] = sum;
@@ -605,6 +644,22 @@ INLINE Bounds bounds_of(
 #endif
 }
 
+// Weight and blur of AHEAD frames, to be loaded at once.
+struct alignas(16) Several {
+    double weight[AHEAD];
+    float blur[AHEAD];
+};
+
+// A sample as it would be with the usual blur.
+INLINE float matched(float value, float blur, const Bounds& range)
+{
+#if METHOD == MODELLED
+    return value - blur * range.curve;
+#else
+    return value;
+#endif
+}
+
 // Ask for a pixel's samples of AHEAD frames from the f-th on; beyond the last frame there is no data.
 INLINE void load(const float* __restrict__ of_pixel, int f, int n, long long next, float (&value)[AHEAD])
 {
@@ -613,12 +668,12 @@ INLINE void load(const float* __restrict__ of_pixel, int f, int n, long long nex
 }
 
 // Combine the samples within bounds of channel blockIdx.y to their weighted mean, in frame order.
-// `planes` is what `bounds` filled; `weight` and `blur` (c, n), `pixel_weight` (n, ny, nx); the results
+// `planes` is what `bounds` filled; `several` (c, N_SAMPLES / AHEAD), `pixel_weight` (n, ny, nx); the results
 // (c, my, mx), `counts` (3, c, my, mx) and `tally` (n, 3) are of the pixels from row y0, column x0 on. A block
 // takes pixels in turn.
 extern "C" __global__ void __launch_bounds__(BLOCK) combine(
     const float* __restrict__ data, int n, int channels, int ny, int nx, const float* __restrict__ planes,
-    const double* __restrict__ weight, const float* __restrict__ blur,
+    const Several* __restrict__ several,
 #if WEIGHED
     const float* __restrict__ pixel_weight,
 #endif
@@ -632,8 +687,7 @@ extern "C" __global__ void __launch_bounds__(BLOCK) combine(
     const Model model = {steep_share, few_steps, few_curves, blur_share, kappa_low, kappa_high};
     const int c = blockIdx.y, lane = threadIdx.x % 32, size = my * mx;
     const long long plane = (long long)ny * nx, next = channels * plane;
-    weight += c * N_SAMPLES;
-    blur += c * N_SAMPLES;
+    several += c * (N_SAMPLES / AHEAD);
     for (long long first = (long long)blockIdx.x * BLOCK; first < size; first += (long long)gridDim.x * BLOCK) {
         const int pixel = (int)first + threadIdx.x;
         const bool inside = pixel < size;
@@ -654,33 +708,35 @@ extern "C" __global__ void __launch_bounds__(BLOCK) combine(
 #pragma unroll
             for (int k = 0; k < AHEAD; ++k) value[k] = coming[k];
             load(of_frame, f + AHEAD, n, next, coming);
-            unsigned good_lanes = 0;  // of frame f + lane
+            const Several of_frames = several[f / AHEAD];
+            unsigned good_lanes = 0, bad = 0;  // lanes of frame f + lane, frames of this thread
 #pragma unroll
             for (int k = 0; k < AHEAD; ++k) {
+                double w = of_frames.weight[k];
 #if WEIGHED
-                const double w = weight[f + k] * (double)(f + k < n ? of_weight[(f + k) * plane] : 0.0f);
-#else
-                const double w = weight[f + k];
+                w *= (double)(f + k < n ? of_weight[(f + k) * plane] : 0.0f);
 #endif
-#if METHOD == MODELLED
-                const float held = value[k] - blur[f + k] * range.curve;
-#else
-                const float held = value[k];
-#endif
+                const float held = matched(value[k], of_frames.blur[k], range);
                 const bool good = range.low <= held && held <= range.high;
-                total += w * (double)(good ? value[k] : 0.0f);
-                weights += good ? w : 0.0;
-                kept += good;
-                if (!good && held == held) {  // rare
-                    const bool under = held < range.low, over = held > range.high;
-                    n_low += under;
-                    n_high += over;
-                    if (under || over) atomicAdd(fates + 3 * (f + k) + (under ? 1 : 2), 1);
+                if (good) {
+                    total += w * (double)value[k];
+                    weights += w;
+                    ++kept;
                 }
+                bad |= !good && held == held ? 1u << k : 0u;
                 const unsigned lanes = __ballot_sync(ALL_LANES, good);
                 if (lane == k) good_lanes = lanes;
             }
             if (lane < AHEAD && good_lanes) atomicAdd(fates + 3 * (f + lane), __popc(good_lanes));
+            if (!bad) continue;
+#pragma unroll
+            for (int k = 0; k < AHEAD; ++k) {
+                const float held = matched(value[k], of_frames.blur[k], range);
+                const bool under = bad >> k & 1 && held < range.low, over = bad >> k & 1 && held > range.high;
+                n_low += under;
+                n_high += over;
+                if (under || over) atomicAdd(fates + 3 * (f + k) + (under ? 1 : 2), 1);
+            }
         }
         if (!inside) continue;
         const long long out = (long long)c * size + pixel, third = (long long)channels * size;
