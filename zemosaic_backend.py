@@ -14,6 +14,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from types import ModuleType
 from typing import Any, Protocol
 
@@ -26,6 +27,7 @@ logger = logging.getLogger("ZeMosaicWorker.backend")
 #: Kernels round ``a * b + c`` twice, as the CPU does, and are written in C++17.
 KERNEL_OPTIONS = ("--fmad=false", "-std=c++17")
 
+_SOURCES = Path(__file__).with_name("zemosaic_cuda")
 _HOW_TO_INSTALL = 'pip install "zemosaic[gpu]" for CUDA 12, "zemosaic[gpu13]" (cupy-cuda13x) for CUDA 13'
 _OUT_OF_MEMORY_STATUS = 2  # cudaErrorMemoryAllocation, CUDA_ERROR_OUT_OF_MEMORY
 _LONGEST_REASON = 400
@@ -211,6 +213,11 @@ class CudaDevice:
             kernel.compile()
             self._kernels[source, name] = kernel
         return self._kernels[source, name]
+
+
+def kernel_source(name: str) -> str:
+    """Return the CUDA source of a file of `zemosaic_cuda`."""
+    return (_SOURCES / f"{name}.cu").read_text(encoding="utf-8")
 
 
 def find_devices() -> list[DeviceInfo]:

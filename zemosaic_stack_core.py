@@ -305,7 +305,8 @@ def _proven_sigma(params: StackParams, n_frames: int) -> np.ndarray:
     count = np.arange(n_frames + 1)
     if params.spread == "noise_model":
         return np.zeros(count.size, dtype=np.float32)
-    factor = np.array([_MAD_FACTORS[m] if m < len(_MAD_FACTORS) else m / (m - 0.8) for m in count.tolist()])
+    factor = count / np.maximum(count - 0.8, 0.1)
+    factor[: len(_MAD_FACTORS)] = _MAD_FACTORS[: count.size]
     return (MAD_TO_SIGMA * factor / (1.0 + MAD_ERROR / np.sqrt(np.maximum(count, 1)))).astype(np.float32)
 
 

@@ -32,7 +32,7 @@ SHIM = r"""
 #define __device__
 #define __forceinline__ inline
 #define __shared__ static
-#define __launch_bounds__(threads)
+#define __launch_bounds__(...)
 
 struct Index { int x, y; };
 static Index threadIdx, blockIdx, gridDim, blockDim;

@@ -541,7 +541,7 @@ def test_stack_kernels_are_used_only_if_they_give_what_the_cpu_gives(right, n_fr
     for _ in range(2):
         assert stacker._kernels(params, n_frames) is (stacker.device if right else None)
     assert len(calls) == (2 if right else 1)
-    assert {shape[0] for shape in calls} == {{2: 2, 5: 8, 9: 16, 100: 128}[n_frames]}
+    assert {shape[0] for shape in calls} == {{2: 2, 5: 8, 9: 16, 100: 112}[n_frames]}
     assert stacker._kernels(params, 5000) is None
     assert ("is wrong and not used" in caplog.text) is not right
     assert stacker.failures == []

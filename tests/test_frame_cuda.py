@@ -1,4 +1,4 @@
-"""The CUDA source of a frame's kernels against the compiled loops: on the host, and on a GPU where there is one."""
+"""The CUDA source of a frame's kernels against the compiled loops: on the host, and on a GPU if there is one."""
 
 import shutil
 import subprocess
@@ -142,7 +142,7 @@ def test_the_feather_is_that_of_the_compiled_loops(case, width, device):
     kernels.feather(nodes, origin, corner, *size, width, 0.01, expected)
     there = device.upload(nodes), origin, corner, size, width, 0.01, device.upload(weight)
     result = device.download(FrameKernels(device).feather(*there))
-    _, _ = x, y = arrays.pixel_map(nodes, origin, corner, shape)
+    x, y = arrays.pixel_map(nodes, origin, corner, shape)
     inside = (x > -0.5) & (x < size[1] - 0.5) & (y > -0.5) & (y < size[0] - 0.5)
     same(result[inside], expected[inside])
 
@@ -183,7 +183,7 @@ def test_nvcc_keeps_taps_in_registers_and_fuses_nothing(tmp_path):
     if shutil.which("nvcc") is None:
         pytest.skip("no nvcc")
     code = tmp_path / "frame.cu"
-    code.write_text(zemosaic_frame_cuda._SOURCE, encoding="utf-8")
+    code.write_text(zemosaic_frame_cuda._source(), encoding="utf-8")
     options = ["-std=c++17", "-fmad=false", "-arch=sm_80", str(code)]
     run = {"capture_output": True, "text": True, "check": True, "cwd": tmp_path}
     told = subprocess.run(["nvcc", *options, "-cubin", "-Xptxas", "-v", "-o", "frame.cubin"], **run).stderr

@@ -58,7 +58,7 @@ def test_the_kernels_give_what_the_compiled_loops_give_to_the_last_bit(params, n
 
 
 @each_algorithm
-@pytest.mark.parametrize("n", [9, 16, 64, 65, 129, 700])
+@pytest.mark.parametrize("n", [9, 16, 17, 40, 64, 65, 81, 129, 700])
 def test_every_division_of_the_samples_among_threads_sorts_them(params, n, host):
     data, weight, noise = survey(n, "scattered")
     compare(host, np.ascontiguousarray(data[:, :, :3, :5]), weight, noise, params)
@@ -217,7 +217,7 @@ def test_nvcc_keeps_samples_in_registers_and_fuses_nothing(n, method, tmp_path):
 @pytest.mark.gpu
 @each_algorithm
 @pytest.mark.parametrize("holes", ["none", "scattered", "border"])
-@pytest.mark.parametrize("n", [1, 2, 3, 5, 8, 9, 30, 61, 65, 200, 700])
+@pytest.mark.parametrize("n", [1, 2, 3, 5, 8, 9, 20, 30, 61, 65, 100, 129, 200, 300, 700])
 def test_a_real_gpu_gives_what_the_compiled_loops_give_to_the_last_bit(params, n, holes, gpu_device):
     compare(gpu_device, *survey(n, holes), params, halo=HALO)
 
