@@ -1,4 +1,4 @@
-"""The GPU against the CPU: agreement, stacking against the speed of the memory, a tile from files. See README.md.
+"""The GPU against the CPU: agreement, the stacker against the memory, a tile, a whole run. See README.md.
 
 The figures go into ``docs/gpu.md``. Without a GPU it says why, writes nothing and ends with status 2.
 """
@@ -6,6 +6,7 @@ The figures go into ``docs/gpu.md``. Without a GPU it says why, writes nothing a
 from __future__ import annotations
 
 import argparse
+import os
 import platform
 import shutil
 import subprocess
@@ -18,7 +19,7 @@ from typing import Any
 
 import numpy as np
 from bench_helpers import best_of, installed, positive_int, print_environment, processor, table
-from bench_programs import in_work_folder
+from bench_programs import in_work_folder, zemosaic
 from bench_surveys import find_survey, read_once, survey_folder
 
 from zemosaic_align_stack import StackedRect, StackOptions, stack_frames
@@ -36,7 +37,7 @@ from zemosaic_synthetic import SurveySpec
 from zemosaic_types import DeviceUnavailable, StackParams
 
 PACKAGES = ("zemosaic", "numpy", "numba")
-PARTS = ("parity", "memory", "tile")
+PARTS = ("parity", "memory", "tile", "run")
 DOCUMENT = Path(__file__).resolve().parents[1] / "docs" / "gpu.md"
 BEGIN, END = "<!-- figures of benchmarks/bench_gpu.py: begin -->", "<!-- figures: end -->"
 NO_GPU = 2
@@ -128,6 +129,7 @@ def _measure(arguments: argparse.Namespace, work: Path, *, device: Device, envir
         "parity": lambda: parity(device, work / "parity", sizes),
         "memory": lambda: against_memory(device, sizes, arguments.best),
         "tile": lambda: whole_tile(device, work / "tile", sizes, arguments.best),
+        "run": lambda: whole_run(work / "tile", sizes, arguments.best),
     }
     figures = [figure for part in PARTS if part in arguments.only for figure in measures[part]()]
     text = table(("", "measured", "goal"), [(f.what, f.value, f.goal) for f in figures])
@@ -296,6 +298,33 @@ def whole_tile(device: Device, work: Path, sizes: Sizes, best: int) -> list[Figu
         Figure(f"one CPU core over the GPU: {of}, from files", f"{here / there:.1f}", f">= {TILE_GOAL:.0f}"),
         Figure("the times of both", f"{here:.1f} s, {there:.2f} s"),
     ]
+
+
+# --- a whole run -----------------------------------------------------------------------------------------------
+
+
+def whole_run(work: Path, sizes: Sizes, best: int) -> list[Figure]:
+    """Time a run of Grid mode from its start to its end, with the GPU and without.
+
+    Raises
+    ------
+    SystemExit
+        If the GPU was not used, or fell back.
+    """
+    survey = find_survey(work, sizes.tile)
+    read_once(survey)
+    frames, workers = survey_folder(work, sizes.tile) / "frames", len(os.sched_getaffinity(0))
+    (here, _), (there, output) = (
+        zemosaic(frames, work, workers, name=name, gpu=name == "gpu") for name in ("cpu", "gpu")
+    )
+    for program in (here, there):
+        program.run()  # untimed: compiles
+    of_cpu, of_gpu = (min(program.run().wall_s for _ in range(best)) for program in (here, there))
+    log = (output / "zemosaic.log").read_text(encoding="utf-8")
+    if "[GRID] GPU=ON" not in log or "falling back" in log:
+        raise SystemExit(f"the run did not use the GPU: see {output / 'zemosaic.log'}")
+    what = f"a whole Grid run of {sizes.tile.count} GRBG frames, {workers} workers, without and with the GPU"
+    return [Figure(what, f"{of_cpu:.1f} s, {of_gpu:.1f} s")]
 
 
 # --- the document ----------------------------------------------------------------------------------------------

@@ -40,16 +40,16 @@ class Program:
 
 
 def zemosaic(
-    frames: Path, work: Path, workers: int, *, name: str = "zemosaic", pipeline: str = "grid"
+    frames: Path, work: Path, workers: int, *, name: str = "zemosaic", pipeline: str = "grid", gpu: bool = False
 ) -> tuple[Program, Path]:
-    """Return a pipeline of ``zemosaic`` with all options at their defaults, and where its mosaic goes."""
+    """Return a pipeline of ``zemosaic`` with all other options at their defaults, and where its mosaic goes."""
     folder = work / name.replace(" ", "_")
     output = folder / "mosaic"
     folder.mkdir(parents=True, exist_ok=True)
     config = folder / "defaults.json"  # not the user's own configuration
     config.write_text("{}\n", encoding="utf-8")
     command = [sys.executable, "-m", "zemosaic_cli", pipeline, frames, output, "--workers", str(workers)]
-    command += ["--overwrite", "--quiet", "--config", config]
+    command += ["--overwrite", "--quiet", "--config", config, *(["--gpu", "on"] if gpu else [])]
     return Program(name, (command,), folder), output
 
 
