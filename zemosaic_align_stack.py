@@ -104,8 +104,8 @@ def stack_frames(
     Returns
     -------
     StackedRect
-        The same for every division of the canvas into rectangles, every memory budget and number of threads; on
-        a device to the rounding of float32.
+        The same for every division of the canvas into rectangles, every memory budget and number of threads, and
+        on a device whose kernels can be used; in array operations of a device to the rounding of float32.
     """
     work = _Stacking(frames, canvas, rect, options)
     if device is None or device.given_up:
