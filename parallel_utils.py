@@ -136,6 +136,15 @@ def loading_libraries() -> Iterator[None]:
         _set_environment(before)
 
 
+@contextmanager
+def meanwhile(function: Callable[[], None]) -> Iterator[None]:
+    """Have a thread call `function` during the block, which is left when both have ended; at once if it fails."""
+    thread = threading.Thread(target=function, daemon=True)
+    thread.start()
+    yield
+    thread.join()
+
+
 def prepare_workers(modules: Sequence[str]) -> None:
     """Let the workers of all pools to come start with `modules` loaded; returns at once.
 

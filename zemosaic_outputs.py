@@ -29,6 +29,7 @@ from erfa import ErfaError, ErfaWarning
 
 from zemosaic_fits_products import (
     ImageStream,
+    encode_grey,
     encode_picture,
     read_product_header,
     read_rows,
@@ -483,7 +484,8 @@ def finish_products(
         stream.complete(product_header(summary, unit=unit, what=what), tables)
     with ThreadPoolExecutor(len(streams)) as threads:  # the disk works while the picture is drawn
         flushed = [threads.submit(stream.flush) for stream in streams.values()]
-        preview = encode_picture(stretch(picture), "PNG", compress_level=1)
+        shown = stretch(picture)
+        preview = encode_grey(shown) if len(picture) == 1 else encode_picture(shown, "PNG", compress_level=1)
     for flush in flushed:
         flush.result()
     for stream in streams.values():

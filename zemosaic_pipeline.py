@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from parallel_utils import TaskPool, prepare_workers, workers_for
+from parallel_utils import TaskPool, meanwhile, prepare_workers, workers_for
 from zemosaic_events import (
     CancelToken,
     Emitter,
@@ -23,6 +23,7 @@ from zemosaic_events import (
 )
 from zemosaic_fits_io import frame_wcs
 from zemosaic_fits_products import ensure_writable_folder
+from zemosaic_main_start import load_loops
 from zemosaic_match import MatchedFrames, drop_misfits, lowest_saturation
 from zemosaic_measure import MeasuredFrame
 from zemosaic_outputs import ProductPaths
@@ -245,7 +246,8 @@ def _measure(
     while True:
         records, canvas, n_channels = layout
         with book.phase("measure"):
-            measured = measure_all(pool, records, canvas, n_channels, book)
+            with meanwhile(load_loops):
+                measured = measure_all(pool, records, canvas, n_channels, book)
         if len(measured) == len(records):
             with book.phase("refine"):
                 measured = refine_all(pool, measured, canvas, settings.refine_wcs, book)

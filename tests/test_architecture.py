@@ -76,7 +76,7 @@ FLOORS = [
     {"zemosaic_align_stack", "zemosaic_flat_frames", "zemosaic_report_page"},
     {"zemosaic_match", "zemosaic_refine", "zemosaic_runbook", "zemosaic_report", "zemosaic_solving"},
     {"zemosaic_star_placing"},
-    {"zemosaic_passes", "zemosaic_settings", "zemosaic_stack_pool"},
+    {"zemosaic_passes", "zemosaic_settings", "zemosaic_stack_pool", "zemosaic_main_start"},
     {"zemosaic_pipeline"},
     {"zemosaic_mosaic"},
     {"zemosaic_master_tiles"},

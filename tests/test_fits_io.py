@@ -22,6 +22,7 @@ from zemosaic_fits_io import frame_wcs, pixel_scale_arcsec, read_alpha, read_fra
 from zemosaic_fits_products import (
     ImageStream,
     atomic_path,
+    encode_grey,
     encode_picture,
     ensure_writable_folder,
     free_bytes,
@@ -880,6 +881,17 @@ def test_bytes_text_and_pictures_are_written_as_given(tmp_path):
         np.testing.assert_array_equal(np.asarray(image), picture)
         np.testing.assert_array_equal(np.asarray(grey), picture[::2, ::-1, 0])
     assert names(tmp_path) == ["a.bin", "a.png", "a.txt", "grey.png"]
+
+
+def test_a_grey_picture_keeps_its_shades_but_black_and_what_is_transparent(tmp_path):
+    pixels = np.repeat(rng().integers(0, 256, (20, 300, 1), dtype=np.uint8), 4, axis=2)
+    pixels[..., 3] = np.where(rng().random((20, 300)) < 0.2, 0, 255)
+    write_bytes(tmp_path / "grey.png", encode_grey(pixels))
+    with Image.open(tmp_path / "grey.png") as image:
+        shown = np.asarray(image.convert("RGBA"))
+    seen = pixels[..., 3] > 0
+    np.testing.assert_array_equal(shown[..., 3], pixels[..., 3])
+    np.testing.assert_array_equal(shown[seen], np.maximum(pixels[seen], 1))
 
 
 @pytest.mark.parametrize(

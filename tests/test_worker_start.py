@@ -1,5 +1,6 @@
 """The server of the workers: what it has loaded, and that it may be forked."""
 
+import importlib
 import multiprocessing.forkserver
 import os
 import sys
@@ -8,6 +9,9 @@ from dataclasses import replace
 import psutil
 import pytest
 
+import zemosaic_alignment_kernels
+import zemosaic_detection_kernels
+import zemosaic_overlap_kernels
 import zemosaic_preprocess
 import zemosaic_resample_kernels
 import zemosaic_stack_kernels
@@ -24,6 +28,14 @@ LOOPS = (
     zemosaic_resample_kernels.lanczos3,
     zemosaic_stack_kernels.stack_rows,
 )
+
+
+LOOPS_OF_MAIN = [
+    loop
+    for module in (zemosaic_alignment_kernels, zemosaic_overlap_kernels, zemosaic_detection_kernels)
+    for name, loop in vars(module).items()
+    if hasattr(loop, "signatures") and not name.startswith("_")
+]
 
 
 def loaded(_task):
@@ -57,17 +69,18 @@ class InThisProcess:
         return map(function, tasks)
 
 
+@pytest.mark.parametrize("start", ["zemosaic_worker_start", "zemosaic_main_start"])
 @pytest.mark.parametrize("color", [False, True])
-def test_runs_with_the_defaults_need_no_other_form_of_the_loops(color, tmp_path, monkeypatch):
-    from zemosaic_worker_start import load_loops
-
-    load_loops()
-    before = [set(loop.signatures) for loop in LOOPS]
+def test_runs_with_the_defaults_need_no_other_form_of_the_loops(color, start, tmp_path, monkeypatch):
+    importlib.import_module(start).load_loops()
+    loops = LOOPS if start == "zemosaic_worker_start" else LOOPS_OF_MAIN
+    before = [set(loop.signatures) for loop in loops]
+    assert all(before)
     survey_in(tmp_path / "frames", small_spec(color=color, panels=(1, 1)))
     monkeypatch.setattr("zemosaic_pipeline.TaskPool", InThisProcess)
     run = Run(tmp_path / "frames", tmp_path / "out", replace(TWO_WORKERS, workers=1))
     assert run.result.complete
-    assert [set(loop.signatures) for loop in LOOPS] == before
+    assert [set(loop.signatures) for loop in loops] == before
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere there is no server of workers")
