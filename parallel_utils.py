@@ -138,7 +138,11 @@ def loading_libraries() -> Iterator[None]:
 
 @contextmanager
 def meanwhile(function: Callable[[], None]) -> Iterator[None]:
-    """Have a thread call `function` during the block, which is left when both have ended; at once if it fails."""
+    """Have a thread call `function` during the block, which is left when both have ended.
+
+    What the block raises, a cancelled run say, leaves it at once; the thread then ends by itself, or with the
+    process.
+    """
     thread = threading.Thread(target=function, daemon=True)
     thread.start()
     yield

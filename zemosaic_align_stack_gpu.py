@@ -98,11 +98,14 @@ class DeviceStacker:
     ----------
     failures : list of str
         Why slabs were stacked on the host instead, in order.
+    notes : list of str
+        What else a user should know, in order: kernels that are not used since they are wrong.
     """
 
     def __init__(self, device: Device) -> None:
         self.device = device
         self.failures: list[str] = []
+        self.notes: list[str] = []
         self._table: Any = None
         self._forms: FrameForms | None = None
         self._trusted: dict[tuple[StackParams, int], bool] = {}
@@ -165,8 +168,11 @@ class DeviceStacker:
         if key not in self._trusted:
             self._trusted[key] = stack_kernels_agree(self.device, *key)
             if not self._trusted[key]:
-                device, n = self.device.info.name, key[1]
-                logger.warning("the stack kernel of %s for %d frames is wrong and not used", device, n)
+                gpu, n = self.device.info.name, key[1]
+                self._note(
+                    f"{gpu}: the stack kernel for {n} frames computes wrongly and is not used, "
+                    "which makes the run slower"
+                )
         return self.device if self._trusted[key] else None
 
     def _frame_forms(self) -> FrameForms:
@@ -174,9 +180,16 @@ class DeviceStacker:
         if self._forms is None:
             trusted = self.device.compiles and frame_kernels_agree(self.device)
             if self.device.compiles and not trusted:
-                logger.warning("the frame kernels of %s are wrong and not used", self.device.info.name)
+                self._note(
+                    f"{self.device.info.name}: the kernels of frames compute wrongly and are not used, "
+                    "which makes the run slower"
+                )
             self._forms = FrameKernels(self.device) if trusted else zemosaic_frame_arrays
         return self._forms
+
+    def _note(self, note: str) -> None:
+        self.notes.append(note)
+        logger.warning("%s", note)
 
     def _release(self, *, failed: bool) -> None:
         """Give memory back; a device that has just failed is not counted once more if it cannot do that either."""

@@ -216,7 +216,13 @@ class CudaDevice:
 
 
 def kernel_source(name: str) -> str:
-    """Return the CUDA source of a file of `zemosaic_cuda`."""
+    """Return the CUDA source of a file of `zemosaic_cuda`.
+
+    Raises
+    ------
+    OSError
+        If ZeMosaic was installed without it.
+    """
     return (_SOURCES / f"{name}.cu").read_text(encoding="utf-8")
 
 

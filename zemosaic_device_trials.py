@@ -36,7 +36,7 @@ def stack_kernels_agree(device: Device, params: StackParams, n_frames: int) -> b
     samples[rng.random(samples.shape) < 0.05] += 80.0
     holed = samples[:, :, shape[0] // 3 :]  # the other rows have data of every frame
     holed[rng.random(holed.shape) < 0.1] = np.nan
-    ranges = ((4, 6), (0, 1), (90, 100), (-0.4, 0.4))
+    ranges = ((4, 12), (0.1, 1), (90, 100), (-0.4, 0.4))  # of sky, photon, level and blur
     noise = NoiseModel(*(rng.uniform(low, high, (n_frames, 2)) for low, high in ranges))
     given = rng.uniform(0.5, 2.0, (n_frames, 2)), noise, params
     weights = rng.uniform(0.1, 1.0, (n_frames, *shape)).astype(np.float32)

@@ -45,7 +45,7 @@ import numpy as np
 import zemosaic_stack_kernels as kernels
 from zemosaic_backend import Device, namespace_of, to_host
 from zemosaic_stack_arrays import combine_arrays, model_bounds, sample_bounds
-from zemosaic_stack_cuda import can_stack, stack_on_cuda
+from zemosaic_stack_cuda import can_stack, has_whole_steps, stack_on_cuda
 from zemosaic_types import MAD_TO_SIGMA, StackParams
 
 #: Share of the step to the neighbouring pixel that enters the spread: what a residual misalignment of so many
@@ -62,8 +62,11 @@ _SLOPE_SIGMAS = 2.5
 #: Relative standard error of the median absolute deviation of n normal samples, times sqrt n.
 MAD_ERROR = 1.17
 
-#: Of a quantity of the noise model, so that its bits are normal numbers of float32.
-_LEAST_EXPONENT = -100
+#: A variance is rounded to so many bits, 0.003 % of it; it is never known that well.
+_NOISE_BITS = 14
+
+#: A blur is rounded to this, in square pixels.
+_BLUR_STEP = 2.0**-16
 
 #: Rows and columns around the wanted pixels that the rejection looks at.
 HALO_PX = 1
@@ -83,7 +86,7 @@ _SPREADS = ("auto", "sample", "noise_model")
 
 @dataclass(frozen=True)
 class NoiseModel:
-    """What noise the normalised samples of each frame are expected to have; arrays (n, c), float64, on the host.
+    """What noise the normalised samples of each frame are expected to have; finite, (n, c), float64, on the host.
 
     Attributes
     ----------
@@ -107,12 +110,16 @@ class NoiseModel:
     def table(self) -> np.ndarray:
         """Return (4, n, c): variance of sky, variance per unit of signal, that times the level, blur.
 
-        Each of the four is rounded to 23 bits below its largest, so that a sum over frames is exact and its order
-        leaves no trace.
+        All are rounded to few bits, so that sums over frames whose noise does not differ by more than some forty
+        times are exact, whatever their order. How a frame's are rounded depends on that frame alone: which other
+        frames reach a part of the canvas must leave no trace.
         """
         nothing = np.zeros(self.sky.shape)
         photon, level, blur = (nothing if v is None else v for v in (self.photon, self.level, self.blur))
-        return np.stack([_rounded(row) for row in (np.square(self.sky), photon, photon * level, blur)])
+        sky = np.square(self.sky)
+        steps = _step_of(sky), _step_of(photon), _step_of(sky), _BLUR_STEP
+        quantities = sky, photon, photon * level, blur
+        return np.stack([np.rint(v / step) * step for v, step in zip(quantities, steps, strict=True)])
 
 
 @dataclass(frozen=True)
@@ -139,11 +146,9 @@ class StackResult:
     tally: Any
 
 
-def _rounded(values: np.ndarray) -> np.ndarray:
-    """Return values, float64, as whole multiples of a power of two, 2^NOISE_BITS of it at most."""
-    exponent = np.frexp(np.abs(values).max(initial=0.0))[1]
-    step = np.ldexp(1.0, max(int(exponent), _LEAST_EXPONENT) - kernels.NOISE_BITS)
-    return np.rint(values / step) * step
+def _step_of(values: np.ndarray) -> np.ndarray:
+    """Return, for each value, the power of two of which it is about 2^_NOISE_BITS."""
+    return np.ldexp(1.0, np.frexp(values)[1] - _NOISE_BITS)
 
 
 def normalise(data: Any, gain: np.ndarray, rows: Any, columns: Any) -> None:
@@ -209,8 +214,8 @@ def stack(
     threads : int
         Threads of the compiled loops; they leave no trace in the result.
     device : Device, optional
-        The GPU that `data` is on, to be stacked by its kernels; without it, for a median and for very many frames
-        array operations do it.
+        The GPU that `data` is on, to be stacked by its kernels; without it, for a median, for very many frames and
+        for frames of very different noise array operations do it.
 
     Returns
     -------
@@ -228,7 +233,8 @@ def stack(
         if device is not None and params.combine == "mean" and can_stack(data.shape, halo):
             data, pixel_weight = _with_weight(data, pixel_weight)
             given = _given(data, weight, noise, params)
-            return StackResult(*stack_on_cuda(device, data, *given, halo, pixel_weight))
+            if given[2] != kernels.MODELLED or has_whole_steps(given[1]):
+                return StackResult(*stack_on_cuda(device, data, *given, halo, pixel_weight))
         return stack_arrays(data, weight, noise, params, pixel_weight=pixel_weight, halo=halo)
     data, pixel_weight = _with_weight(data, pixel_weight)
     return _stack_compiled(data, weight, noise, params, pixel_weight, halo, threads)

@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 
 from zemosaic_backend import Device, kernel_source
-from zemosaic_stack_kernels import KAPPA, LINEAR_FIT, MODELLED, NOISE_BITS, NONE, WINSORIZED
+from zemosaic_stack_kernels import KAPPA, LINEAR_FIT, MODELLED, NONE, WINSORIZED
 
 #: No more than 64 samples of a pixel in each thread of a warp can be sorted.
 MOST_FRAMES = 2048
@@ -35,8 +35,10 @@ PIXEL_BYTES = 40
 
 _BLOCK = 128
 _AHEAD = 4  # frames whose samples are on their way while those of the frames before are added
-_OWN_STEP = 8  # samples a thread are rounded up to: fewer kernels to compile, at most a fifth of padding
+_OWN_STEP = 8  # samples of a thread are rounded up to a multiple: fewer kernels to compile
 _MOST_EACH = 64  # registers for samples in a thread; 32 more would leave too few threads at once
+# Of sky, photons, floor and blur: 64 of them fit into 32 bits; blurs are compared in float32.
+_MOST_STEPS = 2**25, 2**25, 2**25, 2**24
 _MOST_BLOCKS = 4096  # of `combine` a channel; each adds its tally once
 _PLANES = {NONE: 0, MODELLED: 5}  # what `bounds` fills; two, the bounds, for every other method
 
@@ -70,6 +72,7 @@ def stack_on_cuda(
         Normalised samples, NaN = no data; `can_stack` must hold.
     weight : ndarray, shape (n, c), float64, on the host
     noise : ndarray, shape (4, n, c), float64, on the host
+        For a modelled spread `has_whole_steps` must hold.
     method, clip, to_sigma, shares
         As in `zemosaic_stack_kernels.stack_rows`, on the host.
     halo : tuple of int
@@ -88,6 +91,7 @@ def stack_on_cuda(
         If the GPU runs out of memory, cannot compile the source or cannot start it.
     """
     data = device.xp.ascontiguousarray(data)
+    noise = noise if method == MODELLED else np.zeros_like(noise)  # of no use, and perhaps not whole
     own, lanes = _division(data.shape[0])
     source, depth = _source(own, lanes, method, weighed=pixel_weight is not None), _each(own, lanes) * lanes
     planes = device.xp.empty((_PLANES.get(method, 2), *data.shape[1:]), dtype=np.float32)
@@ -156,11 +160,23 @@ def _padded(table: np.ndarray, depth: int) -> np.ndarray:
     return padded
 
 
+def has_whole_steps(noise: np.ndarray) -> bool:
+    """Return whether the kernels can sum the noise (4, n, c) of frames exactly: it must not differ too much."""
+    whole = [np.abs(quantity / _step_of(quantity)) for quantity in noise]
+    return all(numbers.max() < limit for numbers, limit in zip(whole, _MOST_STEPS, strict=True))
+
+
+def _step_of(values: np.ndarray) -> float:
+    """Return the largest power of two of which all values are multiples; 1 of zeros."""
+    mantissa, exponent = np.frexp(values[values != 0.0])
+    whole = (mantissa * 2.0**53).astype(np.int64)
+    return float(np.ldexp((whole & -whole).astype(np.float64), exponent - 53).min(initial=1.0))
+
+
 def _frames(noise: np.ndarray, n_frames: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return the noise (c, depth, 4) of frames as the kernel reads it, int32 (c, words), and the four steps."""
+    """Return the noise (c, depth, 4) of frames as the kernel's ``Frames``, int32 (c, words), and their steps."""
     channels, lanes = noise.shape[0], _division(n_frames)[1]
-    exponents = np.frexp(np.abs(noise).max(axis=(0, 1)))[1]
-    steps = np.ldexp(1.0, exponents - NOISE_BITS - 1)  # the largest may have been rounded up to a power of two
+    steps = np.array([_step_of(noise[..., k]) for k in range(4)])
     whole = (noise / steps).astype(np.int32).reshape(channels, -1, lanes, 4)
     by_blur = np.argsort(whole[..., 3], axis=1).astype(np.int32)
     parts = whole, whole.sum(axis=1, dtype=np.int32), by_blur
@@ -168,7 +184,7 @@ def _frames(noise: np.ndarray, n_frames: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _several(weight: np.ndarray, blur: np.ndarray) -> np.ndarray:
-    """Return weights and blurs (c, depth) as the kernel reads them: each time so many of both, in bytes."""
+    """Return weights and blurs (c, depth) as ``Several`` of the kernel: each time so many of both, in bytes."""
     shape = (weight.shape[0], -1, _AHEAD)
     parts = weight.reshape(shape), blur.astype(np.float32).reshape(shape)
     return np.concatenate([part.view(np.uint8) for part in parts], axis=2)

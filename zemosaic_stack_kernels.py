@@ -28,10 +28,6 @@ STRIP = 256
 
 NONE, KAPPA, WINSORIZED, LINEAR_FIT, MODELLED = range(5)
 
-#: Each quantity of the noise of frames comes in whole multiples of a power of two, at most 2^NOISE_BITS of them:
-#: sums over frames are exact, and their order leaves no trace.
-NOISE_BITS = 23
-
 _INF = np.float32(np.inf)
 _NAN = np.float32(np.nan)
 _ZERO = np.float32(0.0)

@@ -41,11 +41,15 @@ class DeviceAccess:
 
 @dataclass(frozen=True)
 class DeviceReport:
-    """What a GPU's process says after a task: why it fell back meanwhile, and whether the GPU is done with."""
+    """What a GPU's process says after a task: why it fell back meanwhile, and whether the GPU is done with.
+
+    `notes` are what else a user should know.
+    """
 
     index: int
     failures: tuple[str, ...]
     given_up: bool
+    notes: tuple[str, ...] = ()
 
 
 class StackTask(Protocol):
@@ -63,7 +67,7 @@ class StackReport(Protocol):
 def device_of_process() -> tuple[DeviceStacker | None, Callable[[], DeviceReport]]:
     """Return the stacker of this process's GPU, None if it cannot be opened, and what makes its report.
 
-    The report counts the failures since this call.
+    The report counts the failures and notes since this call.
     """
     global _stacker, _refused
     refusal: tuple[str, ...] = ()
@@ -74,8 +78,10 @@ def device_of_process() -> tuple[DeviceStacker | None, Callable[[], DeviceReport
             _refused, refusal = True, (str(error),)
     if _stacker is None:
         return None, lambda: DeviceReport(_number, refusal, True)
-    stacker, before = _stacker, len(_stacker.failures)
-    return stacker, lambda: DeviceReport(_number, tuple(stacker.failures[before:]), stacker.given_up)
+    stacker, failed, noted = _stacker, len(_stacker.failures), len(_stacker.notes)
+    return stacker, lambda: DeviceReport(
+        _number, tuple(stacker.failures[failed:]), stacker.given_up, tuple(stacker.notes[noted:])
+    )
 
 
 def _own_device(opener: Callable[[int], Device], indices: tuple[int, ...], worker: int) -> None:
@@ -168,6 +174,8 @@ class StackPool:
     def _note(self, report: DeviceReport, alone: set[int]) -> None:
         for reason in report.failures:
             self.book.say(f"{_FELL_BACK}: {reason}", "WARNING")
+        for note in report.notes:
+            self.book.say(note, "WARNING")
         if report.given_up and report.index not in alone:
             alone.add(report.index)
             self.book.say(f"GPU {report.index} is left alone for the rest of the run", "WARNING")

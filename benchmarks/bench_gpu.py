@@ -6,7 +6,6 @@ The figures go into ``docs/gpu.md``. Without a GPU it says why, writes nothing a
 from __future__ import annotations
 
 import argparse
-import os
 import platform
 import shutil
 import subprocess
@@ -22,6 +21,7 @@ from bench_helpers import best_of, installed, positive_int, print_environment, p
 from bench_programs import in_work_folder, zemosaic
 from bench_surveys import find_survey, read_once, survey_folder
 
+from parallel_utils import machine
 from zemosaic_align_stack import StackedRect, StackOptions, stack_frames
 from zemosaic_align_stack_gpu import DeviceStacker
 from zemosaic_backend import Device, find_devices, open_device
@@ -313,7 +313,7 @@ def whole_run(work: Path, sizes: Sizes, best: int) -> list[Figure]:
     """
     survey = find_survey(work, sizes.tile)
     read_once(survey)
-    frames, workers = survey_folder(work, sizes.tile) / "frames", len(os.sched_getaffinity(0))
+    frames, workers = survey_folder(work, sizes.tile) / "frames", machine()[0]
     (here, _), (there, output) = (
         zemosaic(frames, work, workers, name=name, gpu=name == "gpu") for name in ("cpu", "gpu")
     )

@@ -9,6 +9,8 @@ import ctypes
 import shutil
 import subprocess
 import sys
+import tempfile
+from pathlib import Path
 
 import numpy as np
 
@@ -215,6 +217,21 @@ class HostKernels(StrictDevice):
                 raise StrictDeviceError(f"argument {wrong} of {name} is not what was declared")
 
         return launch
+
+
+def open_host_kernels(index=0):
+    """A `HostKernels` for worker processes to open; its folder goes with it."""
+    folder = tempfile.TemporaryDirectory(prefix="kernels_")
+    device = HostKernels(Path(folder.name))
+    device.kept = folder
+    return device
+
+
+def open_wrong_kernels(index=0):
+    """One whose kernels do nothing."""
+    device = open_host_kernels(index)
+    device.kernel = lambda source, name: lambda grid, block, arguments: None
+    return device
 
 
 def _memory(argument):

@@ -1,6 +1,7 @@
 """The house: floors, modules, optional libraries."""
 
 import ast
+import fnmatch
 import os
 import subprocess
 import sys
@@ -218,3 +219,14 @@ def test_the_core_needs_neither_qt_nor_cupy():
     code = f"import sys; sys.modules['cupy'] = None; import {names}; print('PySide6' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     assert done.stdout == "False\n"
+
+
+def test_the_folders_of_data_are_installed_whole():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]
+    for folder in project["packages"]:
+        held = {path.name for path in (ROOT / folder).iterdir() if path.is_file()}
+        patterns = project["package-data"][folder]
+        assert held
+        assert held == {name for name in held if any(fnmatch.fnmatch(name, pattern) for pattern in patterns)}
+    kernels = {path.stem for path in (ROOT / "zemosaic_cuda").iterdir()}
+    assert kernels == {"stack", "frame"}

@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+import cuda_on_host
 import strict_device
 from grid_mode import run_grid_mode
 from surveys import TWO_WORKERS, Run, survey_in
@@ -62,6 +63,22 @@ def test_the_mosaic_of_a_gpu_is_that_of_the_cpu(frames, on_cpu, tmp_path):
     sigma = 1.0 / np.sqrt(np.median(on_cpu.weight[on_cpu.weight > 0]))
     np.testing.assert_allclose(run.mosaic, on_cpu.mosaic, rtol=1e-6, atol=1e-4 * sigma)
     np.testing.assert_allclose(run.weight, on_cpu.weight, rtol=1e-6)
+
+
+@pytest.mark.skipif(cuda_on_host.COMPILER is None, reason="neither g++ nor clang++, or not on Linux")
+def test_the_mosaic_of_the_kernels_is_that_of_the_cpu_to_the_last_bit(frames, on_cpu, tmp_path):
+    run = Run(frames, tmp_path, WITH_GPU, access=access(cuda_on_host.open_host_kernels))
+    assert warnings_of(run) == []
+    same_products(run, on_cpu)
+
+
+def test_wrong_kernels_are_not_used_and_the_log_says_so(frames, on_cpu, tmp_path):
+    run = Run(frames, tmp_path, WITH_GPU, access=access(cuda_on_host.open_wrong_kernels))
+    assert np.array_equal(run.coverage, on_cpu.coverage)
+    said = [e.text for e in run.events if isinstance(e, Message) and e.level == "WARNING"]
+    assert any("the kernels of frames compute wrongly and are not used" in text for text in said)
+    assert any("the stack kernel for" in text for text in said)
+    assert "compute wrongly and are not used" in run.log
 
 
 def test_one_process_owns_the_gpu_however_many_workers_there_are(frames, tmp_path):

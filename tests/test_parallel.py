@@ -4,6 +4,7 @@ import gc
 import os
 import signal
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from parallel_utils import (
     WorkerDied,
     check_cancelled,
     loading_libraries,
+    meanwhile,
     peak_memory_bytes,
     plan_workers,
     workers_for,
@@ -300,3 +302,28 @@ def test_a_folder_for_temporary_files_with_a_long_name_costs_only_the_server(tmp
     done = subprocess.run([sys.executable, str(script)], env=env, capture_output=True, text=True)
     assert sorted(eval(done.stdout)) == [0, 2, 4], done.stderr
     assert "workers are started one by one" in done.stderr
+
+
+# ---- meanwhile -------------------------------------------------------------------------------------------
+
+
+def test_a_function_runs_meanwhile_and_the_block_waits_for_its_end():
+    begun, done = threading.Event(), []
+
+    def work():
+        begun.set()
+        time.sleep(0.05)
+        done.append(threading.current_thread())
+
+    with meanwhile(work):
+        assert begun.wait(10.0)
+        assert done == []
+    assert done[0] is not threading.main_thread()
+
+
+def test_a_block_that_fails_waits_for_nobody():
+    going = threading.Event()
+    with pytest.raises(RunCancelled), meanwhile(lambda: going.wait(60.0)):
+        raise RunCancelled("enough")
+    assert not going.is_set()  # the function is still waiting
+    going.set()

@@ -7,7 +7,15 @@ import pytest
 
 import references
 from strict_namespace import StrictNamespace
-from zemosaic_stack_core import STEEPNESS_SHARE, NoiseModel, normalise, radial_weight, stack, stack_arrays
+from zemosaic_stack_core import (
+    STEEPNESS_SHARE,
+    NoiseModel,
+    normalise,
+    radial_weight,
+    rejection_bounds,
+    stack,
+    stack_arrays,
+)
 from zemosaic_types import StackParams
 
 NY, NX = 5, 23
@@ -18,8 +26,29 @@ def quiet(n, sigma, channels=1):
     return NoiseModel(np.full((n, channels), sigma))
 
 
+@pytest.mark.parametrize("factor", [1.0, 3.0, 300.0, 1e6])
+def test_a_frame_that_has_nothing_here_leaves_no_trace_whatever_its_noise(factor):
+    """Which frames reach a slab depends on how the canvas is cut."""
+    rng = np.random.default_rng(17)
+    data = rng.normal(500.0, 20.0, (13, 2, 30, 40)).astype(np.float32)
+    data[rng.random(data.shape) < 0.02] += 75.0
+    data[12] = np.nan
+    noise = random_noise(rng, 13, channels=2)
+    for quantity in (noise.sky, noise.photon, noise.level, noise.blur):
+        quantity[12] *= factor
+    weight = np.ones((13, 2))
+    fewer = NoiseModel(noise.sky[:12], noise.photon[:12], noise.level[:12], noise.blur[:12])
+    bounds = (rejection_bounds(*given, StackParams()) for given in ((data, noise), (data[:12], fewer)))
+    np.testing.assert_array_equal(*bounds)
+    with_it = stack(data, weight, noise, StackParams())
+    without = stack(data[:12], weight[:12], fewer, StackParams())
+    for name in FIELDS[:-1]:
+        np.testing.assert_array_equal(getattr(with_it, name), getattr(without, name))
+    np.testing.assert_array_equal(with_it.tally[:12], without.tally)
+
+
 def random_noise(rng, n, channels=1):
-    ranges = (15, 25), (0, 2), (450, 500), (-0.5, 0.5)  # of sky, photon, level and blur
+    ranges = (15, 25), (0.01, 2), (450, 500), (-0.5, 0.5)  # of sky, photon, level and blur
     return NoiseModel(*(rng.uniform(*ends, (n, channels)) for ends in ranges))
 
 

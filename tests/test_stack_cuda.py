@@ -59,7 +59,7 @@ def test_the_kernels_give_what_the_compiled_loops_give_to_the_last_bit(params, n
 
 @each_algorithm
 @pytest.mark.parametrize("n", [9, 16, 17, 40, 64, 65, 81, 129, 700])
-def test_every_division_of_the_samples_among_threads_sorts_them(params, n, host):
+def test_divisions_of_the_samples_among_threads_sort_them(params, n, host):
     data, weight, noise = survey(n, "scattered")
     compare(host, np.ascontiguousarray(data[:, :, :3, :5]), weight, noise, params)
 
@@ -140,6 +140,43 @@ def test_weights_of_pixels_reach_the_kernels(params, n, host):
     compare_weighed(host, params, n, weights_of_pixels(n))
     compare_weighed(host, params, n, 0.1 + np.abs(np.nan_to_num(weights_of_pixels(n))))
     assert len(host.launches) > launches
+
+
+@pytest.mark.parametrize("quantity", ["sky", "photon", "blur"])
+def test_frames_of_very_different_noise_stay_with_array_operations(quantity, host):
+    """The kernels cannot sum it exactly."""
+    data, weight, noise = survey(30, "scattered")
+    getattr(noise, quantity)[7] *= 1e6
+    launches = len(host.launches)
+    compare(host, data, weight, noise, StackParams(), halo=HALO)
+    assert len(host.launches) == launches
+    compare(host, data, weight, noise, StackParams(spread="sample"), halo=HALO)
+    assert len(host.launches) > launches
+
+
+@pytest.mark.parametrize("quantity", ["sky", "photon", "level", "blur"])
+def test_frames_of_moderately_different_noise_do_not(quantity, host):
+    data, weight, noise = survey(30, "scattered")
+    getattr(noise, quantity)[7] *= 20.0
+    launches = len(host.launches)
+    compare(host, data, weight, noise, StackParams(), halo=HALO)
+    assert len(host.launches) > launches
+
+
+#: The most frames of each division up to 256 frames, and of every kind beyond.
+DIVISIONS = [*range(8, 65, 8), 80, 96, 112, 128, 160, 224, 384, 1024, 1280]
+
+
+@pytest.mark.parametrize("n", DIVISIONS)
+def test_every_kernel_takes_as_many_frames_as_it_is_compiled_for(n, host):
+    assert zemosaic_stack_cuda.compiled_for(n) == n
+    data, weight, noise = survey(n, "scattered")
+    noise.photon[:] = np.maximum(noise.photon, 0.1)
+    compare(host, np.ascontiguousarray(data[:, :1, :2, :3]), weight[:, :1], first_channel(noise), StackParams())
+
+
+def first_channel(noise):
+    return NoiseModel(*(getattr(noise, name)[:, :1] for name in ("sky", "photon", "level", "blur")))
 
 
 def test_the_median_stays_with_array_operations(host):

@@ -3,8 +3,10 @@
 import importlib
 import multiprocessing.forkserver
 import os
+import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import psutil
 import pytest
@@ -12,6 +14,7 @@ import pytest
 import zemosaic_alignment_kernels
 import zemosaic_detection_kernels
 import zemosaic_overlap_kernels
+import zemosaic_pipeline
 import zemosaic_preprocess
 import zemosaic_resample_kernels
 import zemosaic_stack_kernels
@@ -20,6 +23,8 @@ from surveys import TWO_WORKERS, Run, survey_in
 from zemosaic_events import CancelToken
 from zemosaic_preprocess import demosaic, replace_isolated
 from zemosaic_synthetic import small_spec
+
+HERE = Path(__file__).parent
 
 LOOPS = (
     zemosaic_preprocess._bin,  # of large mono frames
@@ -69,18 +74,29 @@ class InThisProcess:
         return map(function, tasks)
 
 
-@pytest.mark.parametrize("start", ["zemosaic_worker_start", "zemosaic_main_start"])
-@pytest.mark.parametrize("color", [False, True])
-def test_runs_with_the_defaults_need_no_other_form_of_the_loops(color, start, tmp_path, monkeypatch):
+def check_that_a_run_loads_no_other_forms(start, loops, color, folder):
+    """Load the loops of a module, have this process do a whole run, and compare; for a fresh process."""
+    loops, color, folder = globals()[loops], color == "True", Path(folder)
     importlib.import_module(start).load_loops()
-    loops = LOOPS if start == "zemosaic_worker_start" else LOOPS_OF_MAIN
     before = [set(loop.signatures) for loop in loops]
     assert all(before)
-    survey_in(tmp_path / "frames", small_spec(color=color, panels=(1, 1)))
-    monkeypatch.setattr("zemosaic_pipeline.TaskPool", InThisProcess)
-    run = Run(tmp_path / "frames", tmp_path / "out", replace(TWO_WORKERS, workers=1))
+    survey_in(folder / "frames", small_spec(color=color, panels=(1, 1)))
+    zemosaic_pipeline.TaskPool = InThisProcess
+    run = Run(folder / "frames", folder / "out", replace(TWO_WORKERS, workers=1))
     assert run.result.complete
     assert [set(loop.signatures) for loop in loops] == before
+
+
+@pytest.mark.parametrize(
+    ("start", "loops"), [("zemosaic_worker_start", "LOOPS"), ("zemosaic_main_start", "LOOPS_OF_MAIN")]
+)
+@pytest.mark.parametrize("color", [False, True])
+def test_runs_with_the_defaults_need_no_other_form_of_the_loops(color, start, loops, tmp_path):
+    code = "import sys; sys.path.insert(0, sys.argv[1]); import test_worker_start as t; "
+    code += "t.check_that_a_run_loads_no_other_forms(*sys.argv[2:])"
+    arguments = [sys.executable, "-c", code, str(HERE), start, loops, str(color), str(tmp_path)]
+    done = subprocess.run(arguments, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere there is no server of workers")

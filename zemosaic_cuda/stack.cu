@@ -143,6 +143,7 @@ struct Frames {
     Steps of_frame[N_EACH][N_LANES], all[N_LANES];
     int by_blur[N_EACH][N_LANES];
 };
+static_assert(sizeof(Frames) == 4 * (5 * N_EACH + 4) * N_LANES, "the host packs channels without gaps");
 
 #if METHOD == MODELLED
 
@@ -379,6 +380,7 @@ INLINE Range linear_fit_range(const Ranked& value, int m, double kappa_low, doub
 // median, variance, mean and span of blur and number of samples for MODELLED, else (2, c, pixels), the bounds.
 // N_LANES threads sort a pixel's samples, then one thread judges it. `frames` is of the channels, `steps` (4) are
 // those of what is expected.
+// Five blocks at once leave a thread 96 registers, and nothing is spilt; fewer registers were slower.
 extern "C" __global__ void __launch_bounds__(BLOCK, 5) bounds(
     const float* __restrict__ data, int n, int channels, long long plane, const Frames* __restrict__ frames,
     const double* __restrict__ steps, const float* __restrict__ to_sigma, double kappa_low, double kappa_high,
@@ -386,7 +388,8 @@ extern "C" __global__ void __launch_bounds__(BLOCK, 5) bounds(
 {
     __shared__ float sorted[N_EACH * BLOCK + 32];
     __shared__ int counts[N_PIXELS];
-    const int c = blockIdx.y, column = threadIdx.x, first_lane = threadIdx.x % N_LANES == 0;
+    const int c = blockIdx.y, column = threadIdx.x;
+    const bool first_lane = threadIdx.x % N_LANES == 0;
     const long long first_pixel = (long long)blockIdx.x * N_PIXELS, pixel = first_pixel + column;
     const unsigned long long present = gather_sorted(data, n, channels, plane, c, first_pixel, sorted);
     const int found = sum_of_lanes(__popcll(present));
@@ -477,6 +480,7 @@ struct alignas(16) Several {
     double weight[AHEAD];
     float blur[AHEAD];
 };
+static_assert(sizeof(Several) == 12 * AHEAD, "the host packs them without gaps");
 
 // A sample as it would be with the usual blur.
 INLINE float matched(float value, float blur, const Bounds& range)
