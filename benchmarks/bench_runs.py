@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from bench_helpers import BYTES_PER_MB, Usage, positive_int, print_environment, table
@@ -50,7 +52,10 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _scaling(arguments: argparse.Namespace, work: Path) -> None:
-    """Run one survey with one worker and with several; print the ratios of wall time and of CPU seconds."""
+    """Run one survey with one worker and with several; print the ratios of wall time and of CPU seconds.
+
+    Beside them stands what independent runs at once gain, which share nothing but the machine.
+    """
     spec = spec_of(arguments.frames, color=arguments.color)
     read_once(find_survey(work, spec))
     frames = survey_folder(work, spec) / "frames"
@@ -62,9 +67,23 @@ def _scaling(arguments: argparse.Namespace, work: Path) -> None:
     names = f"{programs[0].name} over {programs[1].name}, {spec.count} frames"
     print(f"wall time of {names}: {many.wall_s / one.wall_s:.2f}")
     print(f"CPU seconds of {names}: {many.cpu_s / one.cpu_s:.2f}")
+    alone = _one_worker_each(frames, work, arguments.workers)
+    names = f"{arguments.workers} independent runs with 1 worker each at once"
+    print(f"{names}, over as many in turn: {alone / one.wall_s:.2f}")
     spent = json.loads((outputs[1] / "report.json").read_text(encoding="utf-8"))["seconds"]
     match_s = sum(spent[phase] for phase in MATCH_PHASES)  # in one thread of the main process
     print(f"{', '.join(MATCH_PHASES)} of all CPU seconds of {programs[1].name}: {match_s / one.cpu_s:.1%}")
+
+
+def _one_worker_each(frames: Path, work: Path, n_runs: int) -> float:
+    """Return the wall time of so many independent runs at once, over their number."""
+    programs = [zemosaic(frames, work, 1, name=f"run {k}")[0] for k in range(1, n_runs + 1)]
+    print(f"{n_runs} independent runs at once ...", flush=True)
+    with ThreadPoolExecutor(n_runs) as threads:
+        begun = time.perf_counter()
+        for run in [threads.submit(program.run) for program in programs]:
+            run.result()
+        return (time.perf_counter() - begun) / n_runs
 
 
 def _classic(arguments: argparse.Namespace, work: Path) -> None:
