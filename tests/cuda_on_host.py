@@ -6,6 +6,7 @@ exchange values and threads do wait for each other. A launch whose lanes get out
 """
 
 import ctypes
+import re
 import shutil
 import subprocess
 import sys
@@ -172,6 +173,8 @@ T atomicAdd(T* to, T value)
 }
 """
 
+_NAME = re.compile(r"^(?:extern \"C\" __global__ .*|KERNEL) (\w+)\(", re.MULTILINE)
+
 LAUNCHER = """
 extern "C" int run_{name}(const int* shape, const int* sizes, void** arguments)
 {{
@@ -189,21 +192,35 @@ class HostKernels(StrictDevice):
         super().__init__(**more)
         self.folder = folder
         self.launches = []
-        self._kernels = {}
+        self._libraries, self._kernels = {}, {}
 
     def kernel(self, source, name):
         if (source, name) not in self._kernels:
-            self._kernels[source, name] = self._compiled(source, name)
+            self._kernels[source, name] = self._launcher(source, name)
         return self._kernels[source, name]
 
-    def _compiled(self, source, name):
-        stem = self.folder / f"{name}_{len(self._kernels)}"
+    def _library(self, source, name):
+        """The compiled source with all of its kernels at once; with that one alone if it leaves others out."""
+        if source not in self._libraries:
+            names = _NAME.findall(source)
+            try:
+                self._libraries[source] = self._compiled(source, names)
+            except StrictDeviceError:
+                self._libraries[source] = self._compiled(source, [name])
+        return self._libraries[source]
+
+    def _compiled(self, source, names):
+        stem = self.folder / f"kernels_{len(list(self.folder.iterdir()))}"
         code, library = stem.with_suffix(".cpp"), stem.with_suffix(".so")
-        code.write_text(SHIM + source + LAUNCHER.format(name=name), encoding="utf-8")
+        launchers = "".join(LAUNCHER.format(name=name) for name in names)
+        code.write_text(SHIM + source + launchers, encoding="utf-8")
         done = subprocess.run([COMPILER, *OPTIONS, str(code), "-o", str(library)], capture_output=True, text=True)
         if done.returncode:
             raise StrictDeviceError(done.stderr)
-        run = getattr(ctypes.CDLL(str(library)), f"run_{name}")
+        return ctypes.CDLL(str(library))
+
+    def _launcher(self, source, name):
+        run = getattr(self._library(source, name), f"run_{name}")
 
         def launch(grid, block, arguments):
             self.launches.append((name, grid))
