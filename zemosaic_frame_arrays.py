@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from zemosaic_backend import namespace_of
-from zemosaic_reproject import KERNEL_REACH_PX
+from zemosaic_reproject import check_kernel
 
 #: An array of numpy, of CuPy, or of the strict stand-in of the tests.
 Array = Any
@@ -390,10 +390,7 @@ def resample(
     ValueError
         If the kernel is unknown, or Lanczos-3 gets no table.
     """
-    if kernel not in KERNEL_REACH_PX:
-        raise ValueError(f"unknown resampling kernel {kernel!r}; known: {', '.join(KERNEL_REACH_PX)}")
-    if kernel == "lanczos3" and table is None:
-        raise ValueError("Lanczos-3 needs its table of weights")
+    check_kernel(kernel, has_table=table is not None)
     pixels = _Pixels(planes, section)
     grid = nodes, origin, corner, out_shape
     value = _bilinear(pixels, shape, grid) if kernel == "bilinear" else _lanczos3(pixels, shape, grid, table)

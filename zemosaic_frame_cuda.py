@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from zemosaic_backend import Device, kernel_source
-from zemosaic_reproject import KERNEL_REACH_PX
+from zemosaic_reproject import check_kernel
 
 _BLOCK = 128
 _MOST_ROWS = 65535  # of a grid; a block takes rows in turn
@@ -70,10 +70,7 @@ class FrameKernels:
         ValueError
             If the kernel is unknown, or Lanczos-3 gets no table.
         """
-        if kernel not in KERNEL_REACH_PX:
-            raise ValueError(f"unknown resampling kernel {kernel!r}; known: {', '.join(KERNEL_REACH_PX)}")
-        if kernel == "lanczos3" and table is None:
-            raise ValueError("Lanczos-3 needs its table of weights")
+        check_kernel(kernel, has_table=table is not None)
         planes = self._device.xp.ascontiguousarray(planes)
         out = self._device.xp.empty((planes.shape[0], *out_shape), dtype=np.float32)
         of_frame = planes, *map(np.int32, (*planes.shape, *section, *shape))

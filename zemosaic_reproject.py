@@ -427,15 +427,28 @@ def resample(
     ndarray, shape (c, *rect.shape), float32
         NaN where the frame has no data.
     """
+    check_kernel(kernel)
     out = np.empty((planes.shape[0], *rect.shape), dtype=np.float32)
     where = (section.y0, section.x0), tuple(shape), grid.nodes, grid.origin, (rect.y0, rect.x0)
     if kernel == "lanczos3":
         kernels.lanczos3(planes, *where, _lanczos_table(), out)
-    elif kernel == "bilinear":
-        kernels.bilinear(planes, *where, out)
     else:
-        raise ValueError(f"unknown resampling kernel {kernel!r}; known: {', '.join(KERNEL_REACH_PX)}")
+        kernels.bilinear(planes, *where, out)
     return out
+
+
+def check_kernel(kernel: str, *, has_table: bool = True) -> None:
+    """Check the name of a resampling kernel, and that Lanczos-3 gets the table of its weights.
+
+    Raises
+    ------
+    ValueError
+        If the kernel is unknown, or the table missing.
+    """
+    if kernel not in KERNEL_REACH_PX:
+        raise ValueError(f"unknown resampling kernel {kernel!r}; known: {', '.join(KERNEL_REACH_PX)}")
+    if kernel == "lanczos3" and not has_table:
+        raise ValueError("Lanczos-3 needs its table of weights")
 
 
 def nearest(planes: np.ndarray, section: Rect, shape: tuple[int, int], grid: Lattice, rect: Rect) -> np.ndarray:

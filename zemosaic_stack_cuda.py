@@ -162,21 +162,23 @@ def _padded(table: np.ndarray, depth: int) -> np.ndarray:
 
 def has_whole_steps(noise: np.ndarray) -> bool:
     """Return whether the kernels can sum the noise (4, n, c) of frames exactly: it must not differ too much."""
-    whole = [np.abs(quantity / _step_of(quantity)) for quantity in noise]
+    whole = [np.abs(quantity / _common_step(quantity)) for quantity in noise]
     return all(numbers.max() < limit for numbers, limit in zip(whole, _MOST_STEPS, strict=True))
 
 
-def _step_of(values: np.ndarray) -> float:
+def _common_step(values: np.ndarray) -> float:
     """Return the largest power of two of which all values are multiples; 1 of zeros."""
+    if not values.any():
+        return 1.0
     mantissa, exponent = np.frexp(values[values != 0.0])
     whole = (mantissa * 2.0**53).astype(np.int64)
-    return float(np.ldexp((whole & -whole).astype(np.float64), exponent - 53).min(initial=1.0))
+    return float(np.ldexp((whole & -whole).astype(np.float64), exponent - 53).min())
 
 
 def _frames(noise: np.ndarray, n_frames: int) -> tuple[np.ndarray, np.ndarray]:
     """Return the noise (c, depth, 4) of frames as the kernel's ``Frames``, int32 (c, words), and their steps."""
     channels, lanes = noise.shape[0], _division(n_frames)[1]
-    steps = np.array([_step_of(noise[..., k]) for k in range(4)])
+    steps = np.array([_common_step(noise[..., k]) for k in range(4)])
     whole = (noise / steps).astype(np.int32).reshape(channels, -1, lanes, 4)
     by_blur = np.argsort(whole[..., 3], axis=1).astype(np.int32)
     parts = whole, whole.sum(axis=1, dtype=np.int32), by_blur

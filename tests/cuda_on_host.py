@@ -14,6 +14,7 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from strict_device import StrictDevice, StrictDeviceError
 from strict_namespace import StrictArray
@@ -234,6 +235,19 @@ class HostKernels(StrictDevice):
                 raise StrictDeviceError(f"argument {wrong} of {name} is not what was declared")
 
         return launch
+
+
+def compiled_by_nvcc(source, folder):
+    """What nvcc says of the registers of a source's kernels, and its PTX; without nvcc the test is skipped."""
+    if shutil.which("nvcc") is None:
+        pytest.skip("no nvcc")
+    code = folder / "kernels.cu"
+    code.write_text(source, encoding="utf-8")
+    options = ["nvcc", "-std=c++17", "-fmad=false", "-arch=sm_80", str(code)]
+    run = {"capture_output": True, "text": True, "check": True, "cwd": folder}
+    told = subprocess.run([*options, "-cubin", "-Xptxas", "-v", "-o", "kernels.cubin"], **run).stderr
+    subprocess.run([*options, "-ptx", "-o", "kernels.ptx"], **run)
+    return told, (folder / "kernels.ptx").read_text(encoding="utf-8")
 
 
 def open_host_kernels(index=0):

@@ -1,7 +1,5 @@
 """The CUDA source of the stacker against the compiled loops: on the host, and on a GPU where there is one."""
 
-import shutil
-import subprocess
 from dataclasses import replace
 
 import numpy as np
@@ -163,6 +161,15 @@ def test_frames_of_moderately_different_noise_do_not(quantity, host):
     assert len(host.launches) > launches
 
 
+@pytest.mark.parametrize("scale", [1e-6, 1e5])
+def test_the_unit_of_the_samples_does_not_matter(scale, host):
+    data, weight, noise = survey(30, "scattered")
+    scaled = NoiseModel(noise.sky * scale, noise.photon * scale, noise.level * scale, noise.blur)
+    launches = len(host.launches)
+    compare(host, data * np.float32(scale), weight, scaled, StackParams(), halo=HALO)
+    assert len(host.launches) > launches
+
+
 #: The most frames of each division up to 256 frames, and of every kind beyond.
 DIVISIONS = [*range(8, 65, 8), 80, 96, 112, 128, 160, 224, 384, 1024, 1280]
 
@@ -236,16 +243,11 @@ def test_unknown_methods_are_named_before_the_kernels_are(host):
 @pytest.mark.parametrize("method", [MODELLED, WINSORIZED])
 @pytest.mark.parametrize("n", [30, 200])
 def test_nvcc_keeps_samples_in_registers_and_fuses_nothing(n, method, tmp_path):
-    if shutil.which("nvcc") is None:
-        pytest.skip("no nvcc")
-    code = tmp_path / "stack.cu"
-    code.write_text(zemosaic_stack_cuda._source(*zemosaic_stack_cuda._division(n), method), encoding="utf-8")
-    options = ["-std=c++17", "-fmad=false", "-arch=sm_80", str(code)]
-    run = {"capture_output": True, "text": True, "check": True, "cwd": tmp_path}
-    told = subprocess.run(["nvcc", *options, "-cubin", "-Xptxas", "-v", "-o", "stack.cubin"], **run).stderr
+    told, ptx = cuda_on_host.compiled_by_nvcc(
+        zemosaic_stack_cuda._source(*zemosaic_stack_cuda._division(n), method), tmp_path
+    )
     assert told.count("0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads") == 2
-    subprocess.run(["nvcc", *options, "-ptx", "-o", "stack.ptx"], **run)
-    assert "fma" not in (tmp_path / "stack.ptx").read_text(encoding="utf-8")
+    assert "fma" not in ptx
 
 
 # --- on a real GPU ---------------------------------------------------------------------------------------------
