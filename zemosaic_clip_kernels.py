@@ -65,10 +65,12 @@ def kappa_range(values, m, total, squares, kappas, iterations):
 @compiled
 def _running_sums(values, a, b, median, sums):
     """Fill the sums of the differences of sorted values to the median, and of their squares, up to each."""
+    centre, total, squares = np.float32(median), 0.0, 0.0
     for r in range(a, b):
-        d = np.float64(values[r] - np.float32(median))
-        sums[0, r + 1 - a] = sums[0, r - a] + d
-        sums[1, r + 1 - a] = sums[1, r - a] + d * d
+        d = np.float64(values[r] - centre)
+        total += d
+        squares += d * d
+        sums[0, r + 1 - a], sums[1, r + 1 - a] = total, squares
 
 
 @compiled

@@ -347,11 +347,12 @@ def _stack_compiled(
     n, channels, ny, nx = data.shape
     shape = (channels, ny - halo[0] - halo[1], nx - halo[2] - halo[3])
     filled = np.empty(shape, np.float32), np.empty(shape, np.float32), np.empty((3, *shape), np.int32)
-    weight, *model = _given(data, weight, noise, params)
+    weight, table, *model = _given(data, weight, noise, params)
     given = (
         np.ascontiguousarray(data),
         weight,
         np.empty((0, 1, 1), np.float32) if pixel_weight is None else np.ascontiguousarray(pixel_weight),
+        (table, has_whole_steps(table)),
         *model,
         params.combine == "median",
     )

@@ -33,38 +33,54 @@ _NAN = np.float32(np.nan)
 _ZERO = np.float32(0.0)
 
 
+@inlined
+def _ordered(a, b):
+    return (a if a < b else b), (b if a < b else a)
+
+
 @compiled
 def _exchange(block, i, j):
     first, second = block[i], block[j]
     for p in range(STRIP):
-        a, b = first[p], second[p]
-        first[p] = a if a < b else b
-        second[p] = b if a < b else a
+        first[p], second[p] = _ordered(first[p], second[p])
+
+
+@compiled
+def _sort_eight(rows):
+    """Sort the columns of eight strips that lie one behind the other, without putting values back in between."""
+    for p in range(STRIP):
+        a, b, c, d = rows[p], rows[p + STRIP], rows[p + 2 * STRIP], rows[p + 3 * STRIP]
+        e, f, g, h = rows[p + 4 * STRIP], rows[p + 5 * STRIP], rows[p + 6 * STRIP], rows[p + 7 * STRIP]
+        (a, b), (c, d), (e, f), (g, h) = _ordered(a, b), _ordered(c, d), _ordered(e, f), _ordered(g, h)
+        (a, c), (b, d), (e, g), (f, h) = _ordered(a, c), _ordered(b, d), _ordered(e, g), _ordered(f, h)
+        (b, c), (f, g) = _ordered(b, c), _ordered(f, g)
+        (a, e), (b, f), (c, g), (d, h) = _ordered(a, e), _ordered(b, f), _ordered(c, g), _ordered(d, h)
+        (c, e), (d, f) = _ordered(c, e), _ordered(d, f)
+        (b, c), (d, e), (f, g) = _ordered(b, c), _ordered(d, e), _ordered(f, g)
+        rows[p], rows[p + STRIP], rows[p + 2 * STRIP], rows[p + 3 * STRIP] = a, b, c, d
+        rows[p + 4 * STRIP], rows[p + 5 * STRIP], rows[p + 6 * STRIP], rows[p + 7 * STRIP] = e, f, g, h
 
 
 @compiled
 def _sort(block, n):
     """Sort the first `n` values of every column of a block in place (no NaN).
 
-    Source: merge exchange, algorithm 5.2.2 M of D. E. Knuth, The Art of Computer Programming, vol. 3, after
-    K. E. Batcher (1968).
+    Source: odd-even merge sort, K. E. Batcher, "Sorting networks and their applications", AFIPS 1968. It merges
+    sorted runs of p rows; up to eight they are sorted in registers, where eight rows are full.
     """
-    top = 1
-    while top * 2 < n:
-        top *= 2
-    p = top if n > 1 else 0
-    while p > 0:
-        q, r, d = top, 0, p
-        while True:
-            for i in range(n - d):
-                if i & p == r:
-                    _exchange(block, i, i + d)
-            if q == p:
-                break
-            d = q - p
-            q //= 2
-            r = p
-        p //= 2
+    eights = n - n % 8
+    for i in range(0, eights, 8):
+        _sort_eight(block[i : i + 8].reshape(8 * STRIP))
+    p = 1
+    while p < n:
+        k = p
+        while k > 0:
+            for j in range((eights if p < 8 else 0) + k % p, n - k, 2 * k):
+                for i in range(j, min(j + k, n - k)):
+                    if i // (2 * p) == (i + k) // (2 * p):
+                        _exchange(block, i, i + k)
+            k //= 2
+        p *= 2
 
 
 @compiled
@@ -147,52 +163,45 @@ def _mads(block, count, median, first, second, mad):
 
 
 @compiled
-def _alike(found, width):
-    """Return whether every frame covers a whole strip or nothing of it: then one pixel speaks for all."""
-    alike = True
-    for f in range(found.shape[0]):
-        alike &= found[f] == 0 or found[f] == width
-    return alike
+def _mean_over_present(data, at, shares, found, exact, count, mean):
+    """Fill the mean of `shares` (n) over the frames present in each column, float64; NaN without any.
 
-
-@compiled
-def _mean_over_present(data, at, shares, found, alike, count, mean):
-    """Fill the mean of `shares` (n) over the frames present in each column, float64; NaN without any."""
+    Frames that cover the whole strip are added once for all columns, where sums are exact in any order.
+    """
     c, y, x0, x1 = at
-    mean[:] = 0.0
+    mean[:], whole = 0.0, 0.0
     for f in range(data.shape[0]):
-        values, share = data[f, c, y, x0:x1], shares[f]
+        share = shares[f]
         if found[f] == 0 or share == 0.0:
             continue
-        if alike:
-            mean[0] += share
-        else:
-            for p in range(x1 - x0):
-                mean[p] += share if values[p] == values[p] else 0.0
-    if alike:
-        mean[:] = mean[0]
+        if exact and found[f] == x1 - x0:
+            whole += share
+            continue
+        values = data[f, c, y, x0:x1]
+        for p in range(x1 - x0):
+            mean[p] += share if values[p] == values[p] else 0.0
     for p in range(x1 - x0):
-        mean[p] /= count[p]
+        mean[p] = (mean[p] + whole) / count[p]
 
 
 @compiled
-def _span_over_present(data, at, shares, found, alike, lowest, span):
+def _span_over_present(data, at, shares, found, lowest, span):
     """Fill how far the `shares` (n) of the frames present in each column lie apart, float64; -inf without any."""
     c, y, x0, x1 = at
     lowest[:], span[:] = np.inf, -np.inf  # span holds the largest first
+    low, high = np.inf, -np.inf  # of the frames that cover the whole strip
     for f in range(data.shape[0]):
-        values, share = data[f, c, y, x0:x1], shares[f]
-        if found[f] > 0 and alike:
-            lowest[0], span[0] = min(lowest[0], share), max(span[0], share)
+        share = shares[f]
+        if found[f] == x1 - x0:
+            low, high = min(low, share), max(high, share)
         elif found[f] > 0:
+            values = data[f, c, y, x0:x1]
             for p in range(x1 - x0):
                 lowest[p] = min(lowest[p], share if values[p] == values[p] else np.inf)
             for p in range(x1 - x0):
                 span[p] = max(span[p], share if values[p] == values[p] else -np.inf)
-    if alike:
-        lowest[:], span[:] = lowest[0], span[0]
     for p in range(x1 - x0):
-        span[p] -= lowest[p]
+        span[p] = max(span[p], high) - min(lowest[p], low)
 
 
 @compiled
@@ -208,10 +217,10 @@ def _variances(median, mad, to_sigma, count, mean, variance):
 
 
 @compiled
-def _model_row(data, c, y, noise, to_sigma, scratch, filled):
+def _model_row(data, c, y, noise, exact, to_sigma, scratch, filled):
     """Fill median, variance, mean and span of blur of the samples of a row, and how many samples each pixel has.
 
-    See `stack_rows` for `noise` and `to_sigma`.
+    See `stack_rows` for `noise` (here of one channel), whether it is `exact`, and `to_sigma`.
     """
     median, variance, mean_blur, span, count = filled
     block, middle, mad, ranked, found, mean = scratch
@@ -224,13 +233,12 @@ def _model_row(data, c, y, noise, to_sigma, scratch, filled):
         for p in range(width):
             here[p] = np.float32(middle[p])
         _mads(block, counts, here, ranked[0, :width], ranked[1, :width], mad[:width])
-        alike = _alike(found, width)
         for k in range(4):
-            _mean_over_present(data, at, noise[k], found, alike, counts, mean[k, :width])
+            _mean_over_present(data, at, noise[k], found, exact, counts, mean[k, :width])
         _variances(here, mad, to_sigma, counts, mean, variance[x0:x1])
         for p in range(width):
             mean_blur[x0 + p] = np.float32(mean[3, p])
-        _span_over_present(data, at, noise[3], found, alike, mean[3, :width], middle[:width])
+        _span_over_present(data, at, noise[3], found, mean[3, :width], middle[:width])
         for p in range(width):
             span[x0 + p] = np.float32(middle[p])
 
@@ -290,31 +298,43 @@ def _modelled_bounds(median, variance, mean_blur, span, count, step, shares, kap
 
 @compiled
 def _sum_differences(block, rows, count, median, total, squares):
-    """Fill the sums of `kappa_range` for whole columns at once."""
+    """Fill the sums of `kappa_range` for whole columns at once; two rows at a time where all columns are full."""
     total[:], squares[:] = 0.0, 0.0
-    alike = count.min() == rows
-    for r in range(rows):
+    full = rows - rows % 2 if count.min() == rows else 0
+    for r in range(0, full, 2):
+        first, second = block[r], block[r + 1]
+        for p in range(count.shape[0]):
+            centre = np.float32(median[p])
+            d, e = np.float64(first[p] - centre), np.float64(second[p] - centre)
+            total[p] = (total[p] + d) + e
+            squares[p] = (squares[p] + d * d) + e * e
+    for r in range(full, rows):
         values = block[r]
-        if alike:
-            for p in range(count.shape[0]):
-                d = np.float64(values[p] - np.float32(median[p]))
-                total[p] += d
-                squares[p] += d * d
-        else:
-            for p in range(count.shape[0]):
-                d = np.float64(values[p] - np.float32(median[p])) if r < count[p] else 0.0
-                total[p] += d
-                squares[p] += d * d
+        for p in range(count.shape[0]):
+            d = np.float64(values[p] - np.float32(median[p])) if r < count[p] else 0.0
+            total[p] += d
+            squares[p] += d * d
 
 
 @compiled
-def _clean_columns(block, count, median, kappas, total, squares, clean):
+def _extremes(block, rows, count, low, high):
+    """Fill the smallest and the largest sample of every column, infinities of one without any."""
+    alike = count.min() == rows and rows > 0
+    for p in range(count.shape[0]):
+        low[p] = block[0, p] if count[p] > 0 else -_INF
+    if alike:
+        high[:] = block[rows - 1, : count.shape[0]]
+    else:
+        for p in range(count.shape[0]):
+            high[p] = block[count[p] - 1, p] if count[p] > 0 else _INF
+
+
+@compiled
+def _clean_columns(low, high, count, median, kappas, total, squares, clean):
     """Mark the columns from which a clip at kappa standard deviations takes nothing; most of them are such."""
     for p in range(count.shape[0]):
-        m = max(count[p], 1)
-        sigma = deviation(total[p], squares[p], 1.0 / m)
-        low, high = median[p] - kappas[0] * sigma, median[p] + kappas[1] * sigma
-        clean[p] = not (block[0, p] < low or block[m - 1, p] > high)
+        sigma = deviation(total[p], squares[p], 1.0 / max(count[p], 1))
+        clean[p] = not (low[p] < median[p] - kappas[0] * sigma or high[p] > median[p] + kappas[1] * sigma)
 
 
 @compiled
@@ -327,103 +347,133 @@ def _sample_bounds(data, c, y, method, clip, scratch, low, high):
     block, middle, found, count, sums, mean, clean, values = scratch
     for x0 in range(0, data.shape[3], STRIP):
         x1 = min(data.shape[3], x0 + STRIP)
-        counts = count[: x1 - x0]
+        counts, lowest, highest = count[: x1 - x0], low[x0:x1], high[x0:x1]
         rows = _gather(data, (c, y, x0, x1), block, counts, found)
         _sort(block, rows)
+        _extremes(block, rows, counts, lowest, highest)
         clean[:] = False
         if method == KAPPA:
             _medians(block, counts, middle[: x1 - x0])
             _sum_differences(block, rows, counts, middle, mean[0], mean[1])
-            _clean_columns(block, counts, middle, kappas, mean[0], mean[1], clean)
+            _clean_columns(lowest, highest, counts, middle, kappas, mean[0], mean[1], clean)
         for p in range(x1 - x0):
             m = counts[p]
-            a, b = 0, m
-            if m >= 3 and not clean[p]:
-                for r in range(m):
-                    values[r] = block[r, p]
-                if method == KAPPA:
-                    a, b = kappa_range(values, m, mean[0, p], mean[1, p], kappas, iterations)
-                elif method == WINSORIZED:
-                    a, b = winsorized_range(values, m, kappas, iterations, limits, sums)
-                else:
-                    a, b = linear_fit_range(values, m, kappas, iterations)
-            low[x0 + p] = block[a, p] if b > a else -_INF
-            high[x0 + p] = block[b - 1, p] if b > a else _INF
+            if clean[p] or m < 3:
+                continue
+            for r in range(m):
+                values[r] = block[r, p]
+            if method == KAPPA:
+                a, b = kappa_range(values, m, mean[0, p], mean[1, p], kappas, iterations)
+            elif method == WINSORIZED:
+                a, b = winsorized_range(values, m, kappas, iterations, limits, sums)
+            else:
+                a, b = linear_fit_range(values, m, kappas, iterations)
+            lowest[p] = values[a] if b > a else -_INF
+            highest[p] = values[b - 1] if b > a else _INF
 
 
 @inlined
-def _count(flags):
-    total = np.int32(0)
-    for p in range(flags.shape[0]):
-        total = np.int32(total + flags[p])
-    return total
+def _judged(values, blur, curve, low, high, matched):
+    """Fill the values less their blur; return how many there are, how many are too low, and how many too high."""
+    found, under, over = np.int32(0), np.int32(0), np.int32(0)
+    for p in range(values.shape[0]):
+        value = values[p] - blur * curve[p]
+        matched[p] = value
+        found = np.int32(found + np.int32(value == value))
+        under = np.int32(under + np.int32(value < low[p]))
+        over = np.int32(over + np.int32(value > high[p]))
+    return found, under, over
 
 
 @inlined
-def _count_data(values):
-    total = np.int32(0)
-    for p in range(values.shape[0]):
-        total = np.int32(total + (values[p] == values[p]))
-    return total
+def _keep(matched, low, high, kept, n_kept):
+    """Note which samples are within bounds, and count them for their pixels."""
+    for p in range(matched.shape[0]):
+        kept[p] = np.int32((low[p] <= matched[p]) & (matched[p] <= high[p]))
+    for p in range(matched.shape[0]):
+        n_kept[p] = np.int32(n_kept[p] + kept[p])
 
 
 @inlined
-def _count_outside(values, low, high, n_low, n_high):
-    """Add the samples that are too low and too high to the counts of their pixels; return how many there are."""
-    under, over = np.int32(0), np.int32(0)
+def _count_outside(matched, low, high, under, over, n_low, n_high):
+    """Add the samples that are too low and too high, `under` and `over` of them, to the counts of their pixels."""
+    if under:
+        for p in range(matched.shape[0]):
+            n_low[p] = np.int32(n_low[p] + np.int32(matched[p] < low[p]))
+    if over:
+        for p in range(matched.shape[0]):
+            n_high[p] = np.int32(n_high[p] + np.int32(matched[p] > high[p]))
+
+
+@inlined
+def _add_all(values, weight, total, weights):
+    """Add samples of which none is missing or rejected."""
     for p in range(values.shape[0]):
-        flag = np.int32(values[p] < low[p])
-        n_low[p] = np.int32(n_low[p] + flag)
-        under = np.int32(under + flag)
+        total[p] += weight * values[p]
+        weights[p] += weight
+
+
+@inlined
+def _add_all_weighed(values, weight, of_pixel, total, weights):
+    """As `_add_all`, with a further weight a pixel."""
     for p in range(values.shape[0]):
-        flag = np.int32(values[p] > high[p])
-        n_high[p] = np.int32(n_high[p] + flag)
-        over = np.int32(over + flag)
-    return under, over
+        w = weight * of_pixel[p]
+        total[p] += w * values[p]
+        weights[p] += w
+
+
+@inlined
+def _add_kept(values, kept, weight, total, weights):
+    """Add the samples that are kept."""
+    for p in range(values.shape[0]):
+        total[p] += weight * (values[p] if kept[p] else _ZERO)
+        weights[p] += weight if kept[p] else 0.0
+
+
+@inlined
+def _add_kept_weighed(values, kept, weight, of_pixel, total, weights):
+    """As `_add_kept`, with a further weight a pixel."""
+    for p in range(values.shape[0]):
+        w = weight * of_pixel[p]
+        total[p] += w * (values[p] if kept[p] else _ZERO)
+        weights[p] += w if kept[p] else 0.0
 
 
 @compiled
 def _mean_strip(data, at, weight, blur, pixel_weight, bounds, scratch, image, weight_out, counts, tally):
-    """Fill the weighted mean of a strip's samples within bounds; count what became of each sample."""
+    """Fill the weighted mean of a strip's samples within bounds; count what became of each sample.
+
+    Most frames have all their samples in most strips, and need not look at every one for itself.
+    """
     c, y, x0, x1 = at
     low, high, curve = bounds
-    total, weights, value, kept, room = scratch
+    total, weights, kept, matched = scratch
     n_kept, n_low, n_high = counts
     total[:], weights[:] = 0.0, 0.0
     n_kept[:], n_low[:], n_high[:] = 0, 0, 0
+    weighed, whole = pixel_weight.shape[0] > 0, np.int32(0)
     for f in range(data.shape[0]):
         values, w = data[f, c, y, x0:x1], weight[f]
-        found = _count_data(values)
-        if found == 0:
-            continue
-        matched = values
-        if blur[f] != _ZERO:
-            matched = room
-            for p in range(x1 - x0):
-                matched[p] = values[p] - blur[f] * curve[p]
-        for p in range(x1 - x0):
-            good = low[p] <= matched[p] <= high[p]
-            value[p] = values[p] if good else _ZERO
-            kept[p] = np.int32(good)
-        if pixel_weight.shape[0]:
-            of_pixel = pixel_weight[f, y, x0:x1]
-            for p in range(x1 - x0):
-                total[p] += (w * of_pixel[p]) * value[p]
-            for p in range(x1 - x0):
-                weights[p] += w * of_pixel[p] if kept[p] else 0.0
-        else:
-            for p in range(x1 - x0):
-                total[p] += w * value[p]
-            for p in range(x1 - x0):
-                weights[p] += w if kept[p] else 0.0
-        for p in range(x1 - x0):
-            n_kept[p] = np.int32(n_kept[p] + kept[p])
-        good = _count(kept)
+        found, under, over = _judged(values, blur[f], curve, low, high, matched)
+        good = found - under - over
         tally[f, 0] += good
-        if good < found:
-            under, over = _count_outside(matched, low, high, n_low, n_high)
-            tally[f, 1] += under
-            tally[f, 2] += over
+        tally[f, 1] += under
+        tally[f, 2] += over
+        if good == x1 - x0:
+            whole = np.int32(whole + 1)
+            if weighed:
+                _add_all_weighed(values, w, pixel_weight[f, y, x0:x1], total, weights)
+            else:
+                _add_all(values, w, total, weights)
+        elif found > 0:
+            _keep(matched, low, high, kept, n_kept)
+            if weighed:
+                _add_kept_weighed(values, kept, w, pixel_weight[f, y, x0:x1], total, weights)
+            else:
+                _add_kept(values, kept, w, total, weights)
+            _count_outside(matched, low, high, under, over, n_low, n_high)
+    for p in range(x1 - x0):
+        n_kept[p] = np.int32(n_kept[p] + whole)
     for p in range(x1 - x0):
         image[p] = np.float32(total[p] / weights[p]) if weights[p] > 0.0 else _NAN
     for p in range(x1 - x0):
@@ -437,12 +487,12 @@ def _mean_row(data, c, y, corner, weight, blur, pixel_weight, bounds, scratch, i
     `pixel_weight` has no frame for none; samples of weight 0 are NaN (`zemosaic_stack_core`).
     """
     low, high, curve = bounds
-    total, weights, value, kept, room = scratch
+    total, weights, kept, matched = scratch
     n_kept, n_low, n_high = counts
     for i0 in range(0, image.shape[0], STRIP):
         i1 = min(image.shape[0], i0 + STRIP)
         w, x0, x1 = i1 - i0, i0 + corner, i1 + corner
-        part = (total[:w], weights[:w], value[:w], kept[:w], room[:w])
+        part = (total[:w], weights[:w], kept[:w], matched[:w])
         of_strip = (n_kept[i0:i1], n_low[i0:i1], n_high[i0:i1])
         filled = (image[i0:i1], weight_out[i0:i1], of_strip)
         of_bounds = (low[x0:x1], high[x0:x1], curve[x0:x1])
@@ -488,7 +538,7 @@ def _balanced(values, weights):
 def _bounds_of_row(data, c, y, method, model, clip, scratch, bounds):
     """Fill the bounds of row y of a channel; the model's rows up to y + 1 are made when they are needed."""
     low, high, curve = bounds
-    noise, to_sigma, shares, ring, done = model
+    noise, exact, to_sigma, shares, ring, done = model
     model_scratch, sample_scratch, step = scratch
     median, variance, mean_blur, span, count = ring
     if method == NONE:
@@ -499,7 +549,7 @@ def _bounds_of_row(data, c, y, method, model, clip, scratch, bounds):
             done[0] += 1
             k = done[0] % 3
             filled = (median[k], variance[k], mean_blur[k], span[k], count[k])
-            _model_row(data, c, done[0], noise, to_sigma, model_scratch, filled)
+            _model_row(data, c, done[0], noise, exact, to_sigma, model_scratch, filled)
         here, k = median[y % 3], y % 3
         above, below = median[max(y - 1, 0) % 3], median[min(y + 1, last) % 3]
         _largest_steps(above, here, below, step)
@@ -523,9 +573,10 @@ def stack_rows(
     weight : ndarray, shape (n, c), float64
     pixel_weight : ndarray, shape (n, ny, nx), float32
         A further weight a pixel; (0, 0, 0) for none.
-    noise : ndarray, shape (4, n, c), float64
+    noise : tuple of ndarray, shape (4, n, c), float64, and bool
         Of each frame: the variance of a sample on empty sky, the variance that a unit of signal adds, that times
-        the level at which its signal begins, and its blur.
+        the level at which its signal begins, and its blur. Whether sums of these over any of the frames are
+        exact, so that their order does not matter.
     method : int
         `NONE`, `KAPPA`, `WINSORIZED`, `LINEAR_FIT` or `MODELLED`.
     clip : tuple
@@ -551,6 +602,7 @@ def stack_rows(
     """
     n, channels, _, nx = data.shape
     image, weight_out, counts = filled
+    table, exact = noise
     block, found = np.empty((max(n, 1), STRIP), dtype=np.float32), np.empty(n, dtype=np.int32)
     middle, mad = np.empty(STRIP), np.empty(STRIP, dtype=np.float32)
     ranked, count = np.empty((2, STRIP), dtype=np.float32), np.empty(STRIP, dtype=np.int32)
@@ -558,7 +610,7 @@ def stack_rows(
     model_scratch = (block, middle, mad, ranked, found, mean)
     values = np.empty(n, dtype=np.float32)
     sample_scratch = (block, middle, found, count, sums, mean, clean, values)
-    mean_scratch = (np.empty(STRIP), np.empty(STRIP), mad, np.empty(STRIP, dtype=np.int32), ranked[0])
+    mean_scratch = (np.empty(STRIP), np.empty(STRIP), np.empty(STRIP, dtype=np.int32), mad)
     of_three = np.empty((4, 3, nx), dtype=np.float32)
     ring = (of_three[0], of_three[1], of_three[2], of_three[3], np.empty((3, nx), dtype=np.int32))
     of_row = np.zeros((4, nx), dtype=np.float32)
@@ -566,8 +618,8 @@ def stack_rows(
     bounds = (of_row[0], of_row[1], of_row[2])
     for c in range(channels):
         done = np.array([max(rows[0] + corner[0] - 2, -1)])
-        model = (np.ascontiguousarray(noise[:, :, c]), to_sigma, shares, ring, done)
-        share, blur = np.ascontiguousarray(weight[:, c]), noise[3, :, c].astype(np.float32)
+        model = (np.ascontiguousarray(table[:, :, c]), exact, to_sigma, shares, ring, done)
+        share, blur = np.ascontiguousarray(weight[:, c]), table[3, :, c].astype(np.float32)
         if method != MODELLED:
             blur[:] = _ZERO
         for row in range(rows[0], rows[1]):

@@ -47,6 +47,26 @@ def test_a_frame_that_has_nothing_here_leaves_no_trace_whatever_its_noise(factor
     np.testing.assert_array_equal(with_it.tally[:12], without.tally)
 
 
+@pytest.mark.parametrize("factor", [1.0, 300.0, 1e6, 1e12])
+def test_where_strips_begin_leaves_no_trace_whatever_the_noise(factor):
+    """Frames that cover a whole strip are added once for all its columns, if their noise allows it."""
+    rng = np.random.default_rng(19)
+    data = rng.normal(500.0, 20.0, (11, 1, 6, 900)).astype(np.float32)
+    data[rng.random(data.shape) < 0.02] += 75.0
+    for f, edge in enumerate(rng.integers(0, 900, 11)):
+        data[f, ..., :edge] = np.nan if f % 2 else data[f, ..., :edge]
+        data[f, ..., edge:] = data[f, ..., edge:] if f % 2 else np.nan
+    noise, weight = random_noise(rng, 11), rng.uniform(0.5, 2.0, (11, 1))
+    for quantity in (noise.sky, noise.photon, noise.level, noise.blur):
+        quantity[4] *= factor
+    whole = stack(data, weight, noise, StackParams(), halo=(1, 1, 1, 1))
+    assert whole.rejected_high.any()
+    for x in (1, 57, 256, 391):
+        part = stack(data[..., x:], weight, noise, StackParams(), halo=(1, 1, 1, 1))
+        for name in FIELDS[:-1]:
+            np.testing.assert_array_equal(getattr(part, name), getattr(whole, name)[..., x:])
+
+
 def random_noise(rng, n, channels=1):
     ranges = (15, 25), (0.01, 2), (450, 500), (-0.5, 0.5)  # of sky, photon, level and blur
     return NoiseModel(*(rng.uniform(*ends, (n, channels)) for ends in ranges))
