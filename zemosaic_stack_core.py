@@ -323,7 +323,7 @@ def _shares() -> tuple[np.float32, ...]:
 
 
 def _given(data: Any, weight: np.ndarray, noise: NoiseModel, params: StackParams) -> tuple[Any, ...]:
-    """Return weight, noise, method, clip, to_sigma and shares as the compiled loops take them."""
+    """Return weight, noise, method, clip, to_sigma and shares as compiled loops and CUDA kernels take them."""
     n = data.shape[0]
     clip = (
         (float(params.kappa_low), float(params.kappa_high)),
@@ -352,7 +352,7 @@ def _stack_compiled(
         np.ascontiguousarray(data),
         weight,
         np.empty((0, 1, 1), np.float32) if pixel_weight is None else np.ascontiguousarray(pixel_weight),
-        (table, has_whole_steps(table)),
+        (table, model[0] == kernels.MODELLED and has_whole_steps(table)),
         *model,
         params.combine == "median",
     )

@@ -161,9 +161,12 @@ def _padded(table: np.ndarray, depth: int) -> np.ndarray:
 
 
 def has_whole_steps(noise: np.ndarray) -> bool:
-    """Return whether the kernels can sum the noise (4, n, c) of frames exactly: it must not differ too much."""
+    """Return whether the noise (4, n, c) of frames does not differ too much: kernels can sum it exactly then.
+
+    The limits are those of the CUDA kernels; where they hold sums in float64 are exact too.
+    """
     whole = [np.abs(quantity / _common_step(quantity)) for quantity in noise]
-    return all(numbers.max() < limit for numbers, limit in zip(whole, _MOST_STEPS, strict=True))
+    return all(numbers.max(initial=0.0) < limit for numbers, limit in zip(whole, _MOST_STEPS, strict=True))
 
 
 def _common_step(values: np.ndarray) -> float:

@@ -6,9 +6,9 @@ survivors of every rejection here are a contiguous range of the sorted samples, 
 ``low <= value <= high``, and the combination is a second pass over the unsorted samples, which are still in the
 cache then.
 
-Axes are (n, c, ny, nx); NaN = no data. Sums are float64 and run in frame order, so neither strips nor threads
-leave a trace. Each loop touches few arrays: where many would have to be proven disjoint the compiler gives up on
-vectors. The same arithmetic in array operations is in `zemosaic_stack_arrays`.
+Axes are (n, c, ny, nx); NaN = no data. Sums are float64 and run in frame order, or are exact, so neither strips
+nor threads leave a trace. Each loop touches few arrays: where many would have to be proven disjoint the compiler
+gives up on vectors. The same arithmetic in array operations is in `zemosaic_stack_arrays`.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def _sort(block, n):
     """Sort the first `n` values of every column of a block in place (no NaN).
 
     Source: odd-even merge sort, K. E. Batcher, "Sorting networks and their applications", AFIPS 1968. It merges
-    sorted runs of p rows; up to eight they are sorted in registers, where eight rows are full.
+    sorted runs of p rows; every full eight rows are sorted at once, in registers.
     """
     eights = n - n % 8
     for i in range(0, eights, 8):
@@ -75,6 +75,7 @@ def _sort(block, n):
     while p < n:
         k = p
         while k > 0:
+            # The first step of a merge pairs the runs from their first rows on, the others leave k rows out.
             for j in range((eights if p < 8 else 0) + k % p, n - k, 2 * k):
                 for i in range(j, min(j + k, n - k)):
                     if i // (2 * p) == (i + k) // (2 * p):
@@ -169,19 +170,19 @@ def _mean_over_present(data, at, shares, found, exact, count, mean):
     Frames that cover the whole strip are added once for all columns, where sums are exact in any order.
     """
     c, y, x0, x1 = at
-    mean[:], whole = 0.0, 0.0
+    mean[:], of_whole = 0.0, 0.0
     for f in range(data.shape[0]):
         share = shares[f]
         if found[f] == 0 or share == 0.0:
             continue
         if exact and found[f] == x1 - x0:
-            whole += share
+            of_whole += share
             continue
         values = data[f, c, y, x0:x1]
         for p in range(x1 - x0):
             mean[p] += share if values[p] == values[p] else 0.0
     for p in range(x1 - x0):
-        mean[p] = (mean[p] + whole) / count[p]
+        mean[p] = (mean[p] + of_whole) / count[p]
 
 
 @compiled
@@ -318,7 +319,7 @@ def _sum_differences(block, rows, count, median, total, squares):
 
 @compiled
 def _extremes(block, rows, count, low, high):
-    """Fill the smallest and the largest sample of every column, infinities of one without any."""
+    """Fill the smallest and the largest sample of every column, -inf and +inf where there is none."""
     alike = count.min() == rows and rows > 0
     for p in range(count.shape[0]):
         low[p] = block[0, p] if count[p] > 0 else -_INF
@@ -374,15 +375,15 @@ def _sample_bounds(data, c, y, method, clip, scratch, low, high):
 
 @inlined
 def _judged(values, blur, curve, low, high, matched):
-    """Fill the values less their blur; return how many there are, how many are too low, and how many too high."""
-    found, under, over = np.int32(0), np.int32(0), np.int32(0)
+    """Fill the values less what blur makes of them; return how many are within bounds, too low, too high."""
+    good, under, over = np.int32(0), np.int32(0), np.int32(0)
     for p in range(values.shape[0]):
         value = values[p] - blur * curve[p]
         matched[p] = value
-        found = np.int32(found + np.int32(value == value))
+        good = np.int32(good + np.int32((low[p] <= value) & (value <= high[p])))
         under = np.int32(under + np.int32(value < low[p]))
         over = np.int32(over + np.int32(value > high[p]))
-    return found, under, over
+    return good, under, over
 
 
 @inlined
@@ -443,7 +444,7 @@ def _add_kept_weighed(values, kept, weight, of_pixel, total, weights):
 def _mean_strip(data, at, weight, blur, pixel_weight, bounds, scratch, image, weight_out, counts, tally):
     """Fill the weighted mean of a strip's samples within bounds; count what became of each sample.
 
-    Most frames have all their samples in most strips, and need not look at every one for itself.
+    A frame that keeps all its samples in a strip is added without a mask.
     """
     c, y, x0, x1 = at
     low, high, curve = bounds
@@ -454,8 +455,7 @@ def _mean_strip(data, at, weight, blur, pixel_weight, bounds, scratch, image, we
     weighed, whole = pixel_weight.shape[0] > 0, np.int32(0)
     for f in range(data.shape[0]):
         values, w = data[f, c, y, x0:x1], weight[f]
-        found, under, over = _judged(values, blur[f], curve, low, high, matched)
-        good = found - under - over
+        good, under, over = _judged(values, blur[f], curve, low, high, matched)
         tally[f, 0] += good
         tally[f, 1] += under
         tally[f, 2] += over
@@ -465,7 +465,7 @@ def _mean_strip(data, at, weight, blur, pixel_weight, bounds, scratch, image, we
                 _add_all_weighed(values, w, pixel_weight[f, y, x0:x1], total, weights)
             else:
                 _add_all(values, w, total, weights)
-        elif found > 0:
+        elif good + under + over > 0:
             _keep(matched, low, high, kept, n_kept)
             if weighed:
                 _add_kept_weighed(values, kept, w, pixel_weight[f, y, x0:x1], total, weights)
@@ -573,10 +573,10 @@ def stack_rows(
     weight : ndarray, shape (n, c), float64
     pixel_weight : ndarray, shape (n, ny, nx), float32
         A further weight a pixel; (0, 0, 0) for none.
-    noise : tuple of ndarray, shape (4, n, c), float64, and bool
-        Of each frame: the variance of a sample on empty sky, the variance that a unit of signal adds, that times
-        the level at which its signal begins, and its blur. Whether sums of these over any of the frames are
-        exact, so that their order does not matter.
+    noise : tuple
+        ``(table, exact)``: of each frame, (4, n, c) float64, the variance of a sample on empty sky, the variance
+        that a unit of signal adds, that times the level at which its signal begins, and its blur; and whether
+        sums of these over any of the frames are exact, so that their order does not matter.
     method : int
         `NONE`, `KAPPA`, `WINSORIZED`, `LINEAR_FIT` or `MODELLED`.
     clip : tuple
@@ -610,7 +610,8 @@ def stack_rows(
     model_scratch = (block, middle, mad, ranked, found, mean)
     values = np.empty(n, dtype=np.float32)
     sample_scratch = (block, middle, found, count, sums, mean, clean, values)
-    mean_scratch = (np.empty(STRIP), np.empty(STRIP), np.empty(STRIP, dtype=np.int32), mad)
+    matched = mad  # free again where a row is combined
+    mean_scratch = (np.empty(STRIP), np.empty(STRIP), np.empty(STRIP, dtype=np.int32), matched)
     of_three = np.empty((4, 3, nx), dtype=np.float32)
     ring = (of_three[0], of_three[1], of_three[2], of_three[3], np.empty((3, nx), dtype=np.int32))
     of_row = np.zeros((4, nx), dtype=np.float32)
