@@ -99,12 +99,11 @@ def shaded(image: np.ndarray, black: np.ndarray, span: float | np.ndarray, softe
     rgba = np.zeros((*image.shape[1:], 4), dtype=np.uint8)
     for k, (plane, width) in enumerate(zip(image, np.broadcast_to(span, len(image)), strict=True)):
         scaled = (plane - np.float32(black[k])) * np.float32(_CURVE_STEPS / width)
-        shade = curve[np.clip(np.nan_to_num(scaled), 0, _CURVE_STEPS).astype(np.int32)]
-        if len(image) == 3:
-            rgba[..., k] = shade
-        else:
-            rgba[..., :3] = shade[..., None]
-    rgba[..., 3] = np.where(covered, 255, 0)
+        np.fmax(scaled, 0, out=scaled)  # no data is 0 too
+        shade = curve.take(np.fmin(scaled, _CURVE_STEPS, out=scaled).astype(np.int32))
+        for channel in (k,) if len(image) == 3 else range(3):
+            rgba[..., channel] = shade
+    rgba[..., 3] = np.uint8(255) * covered
     return rgba
 
 
