@@ -20,8 +20,9 @@ import numpy as np
 from zemosaic_align_stack_gpu import DeviceStacker
 from zemosaic_backend import Device, to_host
 from zemosaic_frame_source import FrameSource, RadialWeight, StackFrame
+from zemosaic_noise_model import NoiseModel
 from zemosaic_reproject import Canvas
-from zemosaic_stack_core import HALO_PX, NoiseModel, StackResult, stack
+from zemosaic_stack_core import HALO_PX, StackResult, stack
 from zemosaic_types import FrameError, Rect, StackParams
 
 #: Slabs of more pixels a side only hold more frames that do not reach all of it, and leave the caches.

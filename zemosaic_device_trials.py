@@ -15,7 +15,8 @@ import zemosaic_preprocess as compiled
 import zemosaic_resample_kernels as kernels
 from zemosaic_backend import Device, to_host
 from zemosaic_frame_cuda import FrameKernels
-from zemosaic_stack_core import NoiseModel, StackResult, stack
+from zemosaic_noise_model import NoiseModel
+from zemosaic_stack_core import StackResult, stack
 from zemosaic_types import StackParams
 
 _SKY, _NOISE = np.array([1000.0, 1100.0, 900.0]), np.array([30.0, 33.0, 29.0])

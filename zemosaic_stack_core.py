@@ -44,8 +44,9 @@ import numpy as np
 
 import zemosaic_stack_kernels as kernels
 from zemosaic_backend import Device, namespace_of, to_host
+from zemosaic_noise_model import NoiseModel, has_whole_steps
 from zemosaic_stack_arrays import combine_arrays, model_bounds, sample_bounds
-from zemosaic_stack_cuda import can_stack, has_whole_steps, stack_on_cuda
+from zemosaic_stack_cuda import can_stack, stack_on_cuda
 from zemosaic_types import MAD_TO_SIGMA, StackParams
 
 #: Share of the step to the neighbouring pixel that enters the spread: what a residual misalignment of so many
@@ -62,12 +63,6 @@ _SLOPE_SIGMAS = 2.5
 #: Relative standard error of the median absolute deviation of n normal samples, times sqrt n.
 MAD_ERROR = 1.17
 
-#: A variance is rounded to so many bits, 0.003 % of it; it is never known that well.
-_NOISE_BITS = 14
-
-#: A blur is rounded to this, in square pixels.
-_BLUR_STEP = 2.0**-16
-
 #: Rows and columns around the wanted pixels that the rejection looks at.
 HALO_PX = 1
 
@@ -82,44 +77,6 @@ _SAMPLE_METHODS = {
     "linear_fit_clip": kernels.LINEAR_FIT,
 }
 _SPREADS = ("auto", "sample", "noise_model")
-
-
-@dataclass(frozen=True)
-class NoiseModel:
-    """What noise the normalised samples of each frame are expected to have; finite, (n, c), float64, on the host.
-
-    Attributes
-    ----------
-    sky : ndarray
-        Standard deviation of a sample on empty sky.
-    photon : ndarray, optional
-        Variance that a unit of signal adds (photon noise; the inverse gain in the samples' units); None for none.
-    level : ndarray, optional
-        Level of the sky, above which a sample's signal is counted.
-    blur : ndarray, optional
-        By how much the variance of a frame's point spread function, in square pixels of the canvas, differs from
-        the usual one of the run. By the heat equation a pixel changes by half its Laplacian times that, which
-        is taken off a sample before it is judged.
-    """
-
-    sky: np.ndarray
-    photon: np.ndarray | None = None
-    level: np.ndarray | None = None
-    blur: np.ndarray | None = None
-
-    def table(self) -> np.ndarray:
-        """Return (4, n, c): variance of sky, variance per unit of signal, that times the level, blur.
-
-        All are rounded to few bits, so that sums over frames whose noise does not differ by more than some forty
-        times are exact, whatever their order. How a frame's are rounded depends on that frame alone: which other
-        frames reach a part of the canvas must leave no trace.
-        """
-        nothing = np.zeros(self.sky.shape)
-        photon, level, blur = (nothing if v is None else v for v in (self.photon, self.level, self.blur))
-        sky = np.square(self.sky)
-        steps = _step_of(sky), _step_of(photon), _step_of(sky), _BLUR_STEP
-        quantities = sky, photon, photon * level, blur
-        return np.stack([np.rint(v / step) * step for v, step in zip(quantities, steps, strict=True)])
 
 
 @dataclass(frozen=True)
@@ -144,11 +101,6 @@ class StackResult:
     rejected_low: Any
     rejected_high: Any
     tally: Any
-
-
-def _step_of(values: np.ndarray) -> np.ndarray:
-    """Return, for each value, the power of two of which it is about 2^_NOISE_BITS."""
-    return np.ldexp(1.0, np.frexp(values)[1] - _NOISE_BITS)
 
 
 def normalise(data: Any, gain: np.ndarray, rows: Any, columns: Any) -> None:

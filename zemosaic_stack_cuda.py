@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 
 from zemosaic_backend import Device, kernel_source
+from zemosaic_noise_model import common_step
 from zemosaic_stack_kernels import KAPPA, LINEAR_FIT, MODELLED, NONE, WINSORIZED
 
 #: No more than 64 samples of a pixel in each thread of a warp can be sorted.
@@ -37,8 +38,6 @@ _BLOCK = 128
 _AHEAD = 4  # frames whose samples are on their way while those of the frames before are added
 _OWN_STEP = 8  # samples of a thread are rounded up to a multiple: fewer kernels to compile
 _MOST_EACH = 64  # registers for samples in a thread; 32 more would leave too few threads at once
-# Of sky, photons, floor and blur: 64 of them fit into 32 bits; blurs are compared in float32.
-_MOST_STEPS = 2**25, 2**25, 2**25, 2**24
 _MOST_BLOCKS = 4096  # of `combine` a channel; each adds its tally once
 _PLANES = {NONE: 0, MODELLED: 5}  # what `bounds` fills; two, the bounds, for every other method
 
@@ -72,7 +71,7 @@ def stack_on_cuda(
         Normalised samples, NaN = no data; `can_stack` must hold.
     weight : ndarray, shape (n, c), float64, on the host
     noise : ndarray, shape (4, n, c), float64, on the host
-        For a modelled spread `has_whole_steps` must hold.
+        For a modelled spread `zemosaic_noise_model.has_whole_steps` must hold.
     method, clip, to_sigma, shares
         As in `zemosaic_stack_kernels.stack_rows`, on the host.
     halo : tuple of int
@@ -160,28 +159,10 @@ def _padded(table: np.ndarray, depth: int) -> np.ndarray:
     return padded
 
 
-def has_whole_steps(noise: np.ndarray) -> bool:
-    """Return whether the noise (4, n, c) of frames does not differ too much: kernels can sum it exactly then.
-
-    The limits are those of the CUDA kernels; where they hold sums in float64 are exact too.
-    """
-    whole = [np.abs(quantity / _common_step(quantity)) for quantity in noise]
-    return all(numbers.max(initial=0.0) < limit for numbers, limit in zip(whole, _MOST_STEPS, strict=True))
-
-
-def _common_step(values: np.ndarray) -> float:
-    """Return the largest power of two of which all values are multiples; 1 of zeros."""
-    if not values.any():
-        return 1.0
-    mantissa, exponent = np.frexp(values[values != 0.0])
-    whole = (mantissa * 2.0**53).astype(np.int64)
-    return float(np.ldexp((whole & -whole).astype(np.float64), exponent - 53).min())
-
-
 def _frames(noise: np.ndarray, n_frames: int) -> tuple[np.ndarray, np.ndarray]:
     """Return the noise (c, depth, 4) of frames as the kernel's ``Frames``, int32 (c, words), and their steps."""
     channels, lanes = noise.shape[0], _division(n_frames)[1]
-    steps = np.array([_common_step(noise[..., k]) for k in range(4)])
+    steps = np.array([common_step(noise[..., k]) for k in range(4)])
     whole = (noise / steps).astype(np.int32).reshape(channels, -1, lanes, 4)
     by_blur = np.argsort(whole[..., 3], axis=1).astype(np.int32)
     parts = whole, whole.sum(axis=1, dtype=np.int32), by_blur

@@ -440,11 +440,21 @@ def _add_kept_weighed(values, kept, weight, of_pixel, total, weights):
         weights[p] += w if kept[p] else 0.0
 
 
+@inlined
+def _divide(total, weights, image, weight_out):
+    """Fill image and weight from their sums, NaN and 0 without any."""
+    for p in range(image.shape[0]):
+        image[p] = np.float32(total[p] / weights[p]) if weights[p] > 0.0 else _NAN
+    for p in range(image.shape[0]):
+        weight_out[p] = np.float32(weights[p])
+
+
 @compiled
 def _mean_strip(data, at, weight, blur, pixel_weight, bounds, scratch, image, weight_out, counts, tally):
     """Fill the weighted mean of a strip's samples within bounds; count what became of each sample.
 
-    A frame that keeps all its samples in a strip is added without a mask.
+    A frame that keeps all its samples in a strip is added without a mask. There is a loop for each kind of weight,
+    since a choice between arrays before a loop would cost it its vectors.
     """
     c, y, x0, x1 = at
     low, high, curve = bounds
@@ -474,10 +484,7 @@ def _mean_strip(data, at, weight, blur, pixel_weight, bounds, scratch, image, we
             _count_outside(matched, low, high, under, over, n_low, n_high)
     for p in range(x1 - x0):
         n_kept[p] = np.int32(n_kept[p] + whole)
-    for p in range(x1 - x0):
-        image[p] = np.float32(total[p] / weights[p]) if weights[p] > 0.0 else _NAN
-    for p in range(x1 - x0):
-        weight_out[p] = np.float32(weights[p])
+    _divide(total, weights, image, weight_out)
 
 
 @compiled

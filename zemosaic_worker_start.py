@@ -15,6 +15,7 @@ from numba.core.errors import NumbaError
 
 import classic_mode  # noqa: F401 - loaded for the workers
 import grid_mode  # noqa: F401 - loaded for the workers
+from zemosaic_noise_model import NoiseModel
 from zemosaic_preprocess import (
     ISOLATED_SIGMA,
     bayer_colours,
@@ -25,7 +26,7 @@ from zemosaic_preprocess import (
 )
 from zemosaic_registration import ring_sums
 from zemosaic_reproject import Lattice, resample
-from zemosaic_stack_core import NoiseModel, stack
+from zemosaic_stack_core import stack
 from zemosaic_types import Rect, StackParams
 
 

@@ -29,9 +29,10 @@ from zemosaic_fits_io import frame_wcs
 from zemosaic_frame_source import StackFrame
 from zemosaic_match import MatchOptions, match_frames, usual_feather_px
 from zemosaic_measure import MeasuredFrame, cell_size_px, measure_frames
+from zemosaic_noise_model import NoiseModel
 from zemosaic_plan import load_frames, plan_from_folder
 from zemosaic_reproject import Canvas, optimal_canvas
-from zemosaic_stack_core import NoiseModel, stack
+from zemosaic_stack_core import stack
 from zemosaic_stack_cuda import PIXEL_BYTES
 from zemosaic_synthetic import SurveySpec
 from zemosaic_types import DeviceUnavailable, StackParams

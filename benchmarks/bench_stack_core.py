@@ -12,7 +12,8 @@ from astropy.stats import sigma_clip
 from astropy.utils.exceptions import AstropyUserWarning
 from bench_helpers import best_of, positive_int, print_environment, table
 
-from zemosaic_stack_core import NoiseModel, StackResult, stack
+from zemosaic_noise_model import NoiseModel
+from zemosaic_stack_core import StackResult, stack
 from zemosaic_types import StackParams
 
 PACKAGES = ("zemosaic", "numpy", "numba", "astropy", "bottleneck")

@@ -40,6 +40,7 @@ FLOORS = [
         "zemosaic_background",
         "zemosaic_clip_kernels",
         "zemosaic_detection_kernels",
+        "zemosaic_noise_model",
         "zemosaic_overlap_kernels",
         "zemosaic_resample_kernels",
         "zemosaic_stack_arrays",

@@ -29,11 +29,12 @@ from zemosaic_frame_cuda import FrameKernels
 from zemosaic_frame_source import FrameSource, RadialWeight
 from zemosaic_match import MatchOptions, match_frames
 from zemosaic_measure import cell_size_px, measure_frames
+from zemosaic_noise_model import NoiseModel
 from zemosaic_plan import load_frames, plan_from_folder
 from zemosaic_preprocess import bayer_colours, demosaic
 from zemosaic_reproject import Canvas, optimal_canvas
 from zemosaic_resample_kernels import lanczos3_table
-from zemosaic_stack_core import NoiseModel, stack_arrays
+from zemosaic_stack_core import stack_arrays
 from zemosaic_synthetic import SurveySpec
 from zemosaic_types import DeviceUnavailable, Rect, RunCancelled, StackParams
 

@@ -7,9 +7,9 @@ import pytest
 
 import references
 from strict_namespace import StrictNamespace
+from zemosaic_noise_model import NoiseModel
 from zemosaic_stack_core import (
     STEEPNESS_SHARE,
-    NoiseModel,
     normalise,
     radial_weight,
     rejection_bounds,

@@ -10,7 +10,8 @@ import zemosaic_stack_cuda
 from cuda_on_host import HostKernels
 from strict_device import StrictDevice, StrictDeviceError
 from test_stack_core import ALGORITHMS, FIELDS, NX, NY, population, quiet, random_noise
-from zemosaic_stack_core import NoiseModel, stack
+from zemosaic_noise_model import NoiseModel
+from zemosaic_stack_core import stack
 from zemosaic_stack_cuda import MOST_FRAMES, PIXEL_BYTES, can_stack
 from zemosaic_stack_kernels import MODELLED, WINSORIZED
 from zemosaic_types import StackParams

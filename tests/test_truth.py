@@ -10,9 +10,10 @@ from surveys import TWO_WORKERS, Run, survey_in
 from zemosaic_align_stack import StackOptions
 from zemosaic_fits_io import frame_wcs
 from zemosaic_frame_source import FrameSource, StackFrame
+from zemosaic_noise_model import NoiseModel
 from zemosaic_plan import load_frames, plan_from_folder
 from zemosaic_reproject import optimal_canvas, place, resample, sample_noise
-from zemosaic_stack_core import NoiseModel, rejection_bounds
+from zemosaic_stack_core import rejection_bounds
 from zemosaic_synthetic import SurveySpec, render_frame
 from zemosaic_types import FrameSolution, Rect
 
